@@ -1,0 +1,448 @@
+//! The static configuration: `skep.toml` and the environment, text -> [`Config`] or findings with a caret.
+//! Every key has a default that serves; a misspelled key is an error, because a setting that does nothing is worse than none.
+
+mod given;
+mod settings;
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::diagnostic::{Diagnostic, Severity, nearest};
+use crate::label::SismicsAuth;
+
+use self::given::Given;
+pub use self::settings::{SETTINGS, Setting};
+
+/// All settings. `config/skep.toml` lists every key with its default.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub http: Listener,
+    pub https: Listener,
+    pub admin: Admin,
+    pub docker: Docker,
+    pub proxy: Proxy,
+    pub defaults: Defaults,
+    pub access_log: AccessLog,
+    pub log: Log,
+    pub labels: Labels,
+    pub state: StateDirectory,
+}
+
+/// Addresses to listen on; empty: off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    pub listen: Vec<SocketAddr>,
+}
+
+/// Metrics, health and the state for `skep routes`. Loopback by default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    pub listen: Option<SocketAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Docker {
+    pub enabled: bool,
+    /// `unix:///var/run/docker.sock`, `tcp://host:2375`, `https://host:2376` (with `tls`).
+    pub endpoint: String,
+    /// Directory with ca.pem, cert.pem, key.pem (as DOCKER_CERT_PATH).
+    pub tls: Option<PathBuf>,
+    /// Names of networks that the edge can reach, when it cannot find out itself.
+    pub networks: Vec<String>,
+    /// Task polling while anything moves (250 ms) and at rest (5 s).
+    pub poll_busy: Duration,
+    pub poll_rest: Duration,
+    pub resync: Duration,
+    /// How long events are gathered after the first one.
+    pub debounce: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// Peers whose X-Forwarded-* and Forwarded are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Cleartext HTTP/2 by prior knowledge on the http listener.
+    pub h2c: bool,
+    /// How long a stop waits for requests in flight.
+    pub drain: Duration,
+    pub keep_alive: Duration,
+    /// From the connection's (or the previous answer's) end to a whole request head.
+    pub header_timeout: Duration,
+    pub max_header_bytes: usize,
+    pub max_connections: usize,
+}
+
+/// What routes get when their labels do not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Defaults {
+    pub timeout_connect: Duration,
+    pub timeout_response: Duration,
+    pub timeout_idle: Duration,
+    pub timeout_request: Option<Duration>,
+    pub retries: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLogFormat {
+    Json,
+    Common,
+    Off,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLog {
+    pub format: AccessLogFormat,
+    /// `None`: standard output.
+    pub path: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A tracing filter: `info`, `skep=debug,info`.
+    pub filter: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Labels {
+    pub sismics_auth: SismicsAuth,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateDirectory {
+    /// Where the last good snapshot is kept; `None`: nowhere.
+    pub directory: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            http: Listener { listen: vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, 80))] },
+            https: Listener { listen: vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, 443))] },
+            admin: Admin { listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9180))) },
+            docker: Docker {
+                enabled: true,
+                endpoint: "unix:///var/run/docker.sock".to_owned(),
+                tls: None,
+                networks: Vec::new(),
+                poll_busy: Duration::from_millis(250),
+                poll_rest: Duration::from_secs(5),
+                resync: Duration::from_secs(60),
+                debounce: Duration::from_millis(10),
+            },
+            proxy: Proxy {
+                trusted_proxies: Vec::new(),
+                h2c: true,
+                drain: Duration::from_secs(30),
+                keep_alive: Duration::from_secs(60),
+                header_timeout: Duration::from_secs(15),
+                max_header_bytes: 64 * 1024,
+                max_connections: 20_000,
+            },
+            defaults: Defaults {
+                timeout_connect: Duration::from_secs(2),
+                timeout_response: Duration::from_secs(60),
+                timeout_idle: Duration::from_secs(60),
+                timeout_request: None,
+                retries: 2,
+            },
+            access_log: AccessLog { format: AccessLogFormat::Json, path: None },
+            log: Log { filter: "info".to_owned() },
+            labels: Labels { sismics_auth: SismicsAuth::Both },
+            state: StateDirectory { directory: Some(PathBuf::from("/var/lib/skep")) },
+        }
+    }
+}
+
+/// What Docker's own client reads; our settings outrank them.
+const DOCKER_VARIABLES: [(&str, &str); 2] = [("DOCKER_HOST", "docker.endpoint"), ("DOCKER_CERT_PATH", "docker.tls")];
+
+/// Reads `text` (named `path` in findings), then overrides by `environment` (`SKEP_HTTP_LISTEN=...`, where empty means
+/// not set). All mistakes are found at once; with an error among them there is no configuration.
+pub fn parse(path: &str, text: &str, environment: &[(String, String)]) -> (Option<Config>, Vec<Diagnostic>) {
+    let mut config = Config::default();
+    let mut findings = Vec::new();
+    let environment: Vec<(&str, &str)> =
+        environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).filter(|(_, value)| !value.trim().is_empty()).collect();
+    let given = given::read(path, text, &mut findings);
+    for (variable, setting) in DOCKER_VARIABLES {
+        let ours = named(setting).is_some_and(|setting| environment.iter().any(|(name, _)| *name == setting.variable()));
+        if !ours && given.iter().all(|(name, ..)| name != setting) {
+            findings.extend(from_variable(&mut config, variable, setting, &environment).map(|wrong| Diagnostic {
+                severity: Severity::Warning, // Docker's client may know endpoints that we do not, as `ssh://`
+                help: Some(format!("it is left aside; if Docker is to be asked, set {setting} to an endpoint of the engine itself")),
+                ..wrong
+            }));
+        }
+    }
+    for (name, given, place) in given {
+        match named(&name) {
+            Some(setting) => findings.extend((setting.set)(&mut config, &given).err().map(|wrong| wrong.at(place).of(path))),
+            None => findings.push(unknown(&name).at(place).of(path)),
+        }
+    }
+    for (variable, _) in &environment {
+        if let Some(rest) = variable.strip_prefix("SKEP_").filter(|rest| !rest.starts_with("TEST_") && *rest != "CONFIG") {
+            match SETTINGS.iter().find(|setting| setting.variable() == *variable) {
+                Some(setting) => findings.extend(from_variable(&mut config, variable, setting.name, &environment)),
+                None => findings.push(unknown_variable(variable, rest)),
+            }
+        }
+    }
+    findings.extend(contradictions(&config).into_iter().map(|finding| finding.of(path)));
+    let usable = findings.iter().all(|finding| finding.severity < Severity::Error);
+    (usable.then_some(config), findings)
+}
+
+fn named(name: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.name == name)
+}
+
+/// Sets `setting` from `variable`, if that is there.
+fn from_variable(config: &mut Config, variable: &str, setting: &str, environment: &[(&str, &str)]) -> Option<Diagnostic> {
+    let (_, value) = environment.iter().find(|(name, _)| *name == variable)?;
+    let wrong = (named(setting)?.set)(config, &Given::Words((*value).to_owned())).err()?;
+    Some(wrong.of(format!("environment variable {variable}")))
+}
+
+fn unknown(name: &str) -> Diagnostic {
+    let Some((_, key)) = name.split_once('.') else { return unknown_section(name) };
+    let finding = Diagnostic::error("unknown-setting", format!("`{name}` is not a setting"));
+    let key_of = |setting: &Setting| setting.name.split_once('.').map(|(_, key)| key);
+    let elsewhere = || SETTINGS.iter().find(|setting| key_of(setting) == Some(key)).map(|setting| setting.name);
+    match nearest(name, SETTINGS.iter().map(|setting| setting.name)).or_else(elsewhere) {
+        Some(near) => finding.help(format!("did you mean `{near}`?")),
+        None => finding.help("config/skep.toml lists every setting"),
+    }
+}
+
+fn unknown_section(name: &str) -> Diagnostic {
+    let finding = Diagnostic::error("unknown-setting", format!("`{name}` is not a section"));
+    match nearest(name, SETTINGS.iter().map(Setting::section)) {
+        Some(section) if section == name => Diagnostic::error("bad-type", format!("`{name}` is a section, not a value"))
+            .help(format!("write `[{name}]` on a line of its own and its keys below")),
+        Some(near) => finding.help(format!("did you mean `[{near}]`?")),
+        None => finding.help("config/skep.toml lists every setting"),
+    }
+}
+
+/// A warning: it may be another program's, and it must not keep the edge from starting.
+fn unknown_variable(variable: &str, rest: &str) -> Diagnostic {
+    let finding = Diagnostic::warning("unknown-variable", format!("`{variable}` is not a setting")).of("environment");
+    let names: Vec<String> = SETTINGS.iter().map(Setting::variable).collect();
+    match nearest(rest, names.iter().filter_map(|name| name.strip_prefix("SKEP_"))) {
+        Some(near) => finding.help(format!("did you mean `SKEP_{near}`?")),
+        None => finding.help("settings are named SKEP_<SECTION>_<KEY>, as SKEP_HTTP_LISTEN"),
+    }
+}
+
+/// Settings that are fine alone and not together.
+fn contradictions(config: &Config) -> Vec<Diagnostic> {
+    let mut findings = Vec::new();
+    if config.docker.poll_busy > config.docker.poll_rest {
+        findings.push(
+            Diagnostic::error("poll-order", "docker.poll-busy is longer than docker.poll-rest")
+                .help("poll faster while services move than at rest"),
+        );
+    }
+    let all: Vec<&SocketAddr> = config.http.listen.iter().chain(&config.https.listen).chain(&config.admin.listen).collect();
+    for (index, address) in all.iter().enumerate() {
+        let Some(other) =
+            all[..index].iter().find(|other| other.port() == address.port() && address.port() != 0 && overlap(other, address))
+        else {
+            continue;
+        };
+        let finding = match address == other {
+            true => Diagnostic::error("address-twice", format!("{address} is listened on twice")),
+            false => Diagnostic::error("address-twice", format!("{address} and {other} are one address in two places")),
+        };
+        findings.push(finding.help("give each listener its own port; [::] takes every address, IPv4 too, and 0.0.0.0 all of IPv4"));
+    }
+    findings
+}
+
+/// Would the kernel refuse the second of the two on one port?
+fn overlap(one: &SocketAddr, other: &SocketAddr) -> bool {
+    let covers = |wide: &SocketAddr, ip: &SocketAddr| wide.ip().is_unspecified() && (wide.is_ipv6() || ip.is_ipv4());
+    one.ip() == other.ip() || covers(one, other) || covers(other, one)
+}
+
+/// Names of settings that differ and that a reload cannot change: sockets and the tasks that run on them.
+pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    let mut note = |differs: bool, name| names.extend(differs.then_some(name));
+    note(old.http != new.http, "http.listen");
+    note(old.https != new.https, "https.listen");
+    note(old.admin != new.admin, "admin.listen");
+    note(old.docker != new.docker, "docker");
+    note(old.access_log != new.access_log, "access-log");
+    note(old.log != new.log, "log.filter");
+    note(old.state != new.state, "state.directory");
+    note(old.proxy.h2c != new.proxy.h2c, "proxy.h2c");
+    note(old.proxy.keep_alive != new.proxy.keep_alive, "proxy.keep-alive");
+    note(old.proxy.header_timeout != new.proxy.header_timeout, "proxy.header-timeout");
+    note(old.proxy.max_connections != new.proxy.max_connections, "proxy.max-connections");
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::diagnostic::Place;
+
+    const EXAMPLE: &str = include_str!("../config/skep.toml");
+
+    fn environment(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_example_is_the_default_and_names_every_key() {
+        let (config, findings) = parse("skep.toml", EXAMPLE, &[]);
+        assert_eq!(findings, []);
+        assert_eq!(config.unwrap(), Config::default());
+        let mut ignored = Vec::new();
+        let named: Vec<String> = given::read("skep.toml", EXAMPLE, &mut ignored).into_iter().map(|(name, _, _)| name).collect();
+        for setting in SETTINGS {
+            assert!(named.iter().any(|name| name == setting.name), "{} is missing in config/skep.toml", setting.name);
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_found_and_pointed_at() {
+        // text, code, what the caret stands under, what the help says
+        let table = [
+            ("[http]\nlisten = [\"0.0.0.0\"]", "bad-address", "[\"0.0.0.0\"]", "0.0.0.0:80"),
+            ("[htp]\nlisten = []", "unknown-setting", "htp", "http"),
+            ("[http]\nlisen = []", "unknown-setting", "lisen", "http.listen"),
+            ("[proxy]\ndrain = 30", "bad-type", "30", "\"30s\""),
+            ("[proxy]\ndrain = \"30 parsecs\"", "bad-duration", "\"30 parsecs\"", "30s"),
+            ("[proxy]\nh2c = \"yes\"", "bad-type", "\"yes\"", "true"),
+            ("[proxy]\ntrusted-proxies = [\"10.0.0.0/99\"]", "bad-network", "[\"10.0.0.0/99\"]", "10.0.0.0/8"),
+            ("[proxy]\nmax-connections = 0", "out-of-range", "0", "1"),
+            ("[access-log]\nformat = \"jsonn\"", "bad-word", "\"jsonn\"", "json"),
+            ("[labels]\nsismics_auth = \"none\"", "bad-word", "\"none\"", "both"),
+            ("[http\nlisten = []", "syntax", "", ""),
+            ("x = 1", "unknown-setting", "x", ""),
+            ("http = \"0.0.0.0:80\"", "bad-type", "http", "[http]"),
+            ("[[proxy]]\nh2c = true", "bad-type", "proxy", "[proxy]"),
+            ("[proxy]\ntimeout-connect = \"1s\"", "unknown-setting", "timeout-connect", "defaults.timeout-connect"),
+        ];
+        for (text, code, under, help) in table {
+            let (config, findings) = parse("skep.toml", text, &[]);
+            assert!(config.is_none(), "{text}");
+            let finding = findings.iter().find(|finding| finding.code == code).unwrap_or_else(|| panic!("{text}: {findings:?}"));
+            let Some(Place::File { span, .. }) = &finding.place else { panic!("{text}: no place") };
+            if !under.is_empty() {
+                assert_eq!(&text[span.clone()], under, "{text}");
+            }
+            assert!(finding.help.as_deref().unwrap_or("").contains(help), "{text}: {finding:?}");
+        }
+    }
+
+    #[test]
+    fn all_mistakes_at_once_and_the_fine_keys_beside_them() {
+        let (_, findings) = parse("skep.toml", "[http]\nlisten = 5\n[proxy]\ndrain = \"x\"\nkeep-alive = \"5s\"\n", &[]);
+        assert_eq!(findings.len(), 2, "{findings:?}");
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file() {
+        let given = environment(&[
+            ("SKEP_HTTP_LISTEN", "127.0.0.1:8080, [::1]:8080"),
+            ("SKEP_PROXY_H2C", "false"),
+            ("SKEP_DEFAULTS_RETRIES", "5"),
+            ("SKEP_ACCESS_LOG_FORMAT", "off"),
+            ("SKEP_LABELS_SISMICS_AUTH", "owner"),
+            ("SKEP_CONFIG", "/etc/skep.toml"),
+            ("SKEP_TEST_DOCKER", "unix:///x"),
+            ("DOCKER_HOST", "tcp://10.0.0.1:2375"),
+            ("HOME", "/root"),
+        ]);
+        let (config, findings) = parse("skep.toml", "[http]\nlisten = [\"0.0.0.0:1\"]", &given);
+        let config = config.unwrap();
+        assert_eq!(findings, []);
+        assert_eq!(config.http.listen, ["127.0.0.1:8080".parse().unwrap(), "[::1]:8080".parse().unwrap()]);
+        assert_eq!((config.proxy.h2c, config.defaults.retries, config.access_log.format), (false, 5, AccessLogFormat::Off));
+        assert_eq!((config.labels.sismics_auth, config.docker.endpoint.as_str()), (SismicsAuth::Owner, "tcp://10.0.0.1:2375"));
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_a_warning_with_the_right_name() {
+        let (config, findings) = parse("skep.toml", "", &environment(&[("SKEP_HTP_LISTEN", "x")]));
+        assert!(config.is_some());
+        assert_eq!(findings[0].help.as_deref(), Some("did you mean `SKEP_HTTP_LISTEN`?"));
+        let (config, findings) = parse("skep.toml", "", &environment(&[("SKEP_PROXY_DRAIN", "soon")]));
+        assert!(config.is_none() && findings[0].subject.contains("SKEP_PROXY_DRAIN"));
+    }
+
+    /// A stack file writes `SKEP_HTTP_LISTEN: ${LISTEN:-}`: that must not switch the listener off.
+    #[test]
+    fn an_empty_variable_is_not_set() {
+        let given = environment(&[("SKEP_HTTP_LISTEN", ""), ("SKEP_PROXY_DRAIN", " "), ("DOCKER_HOST", ""), ("DOCKER_CERT_PATH", "")]);
+        assert_eq!(parse("skep.toml", "", &given), (Some(Config::default()), vec![]));
+    }
+
+    #[test]
+    fn what_only_dockers_client_understands_does_not_keep_us_from_starting() {
+        let ssh = ("DOCKER_HOST", "ssh://ops@server");
+        let (config, findings) = parse("skep.toml", "", &environment(&[ssh]));
+        assert_eq!(config.unwrap().docker, Config::default().docker);
+        let told: Vec<_> = findings.iter().map(|finding| (finding.code.as_str(), finding.severity)).collect();
+        assert_eq!(told, [("bad-endpoint", Severity::Warning)]);
+        for (text, more) in
+            [("[docker]\nendpoint = \"unix:///run/docker.sock\"", None), ("", Some(("SKEP_DOCKER_ENDPOINT", "unix:///run/docker.sock")))]
+        {
+            let given: Vec<_> = [ssh].into_iter().chain(more).collect();
+            let (config, findings) = parse("skep.toml", text, &environment(&given));
+            assert_eq!((config.unwrap().docker.endpoint.as_str(), findings), ("unix:///run/docker.sock", vec![]));
+        }
+    }
+
+    #[test]
+    fn one_address_for_two_listeners_is_a_mistake() {
+        for (http, admin, wrong) in [
+            ("127.0.0.1:1", "127.0.0.1:1", true),
+            ("[::]:1", "127.0.0.1:1", true),
+            ("0.0.0.0:1", "127.0.0.1:1", true),
+            ("0.0.0.0:1", "[::]:1", true),
+            ("0.0.0.0:1", "[::1]:1", false),
+            ("127.0.0.1:1", "[::1]:1", false),
+            ("[::]:1", "[::]:2", false),
+            ("[::]:0", "127.0.0.1:0", false),
+        ] {
+            let (config, findings) = parse("skep.toml", &format!("[http]\nlisten = \"{http}\"\n[admin]\nlisten = \"{admin}\""), &[]);
+            let told: Vec<_> = findings.iter().map(|finding| finding.code.as_str()).collect();
+            assert_eq!((config.is_none(), told), (wrong, if wrong { vec!["address-twice"] } else { vec![] }), "{http} {admin}");
+        }
+        let (config, _) = parse("skep.toml", "[http]\nlisten = [\"0.0.0.0:80\", \"[::]:80\"]", &[]);
+        assert!(config.is_none(), "[::] takes IPv4 too, so the second could not be bound");
+    }
+
+    #[test]
+    fn a_reload_says_what_it_cannot_change() {
+        let old = Config::default();
+        let mut new = old.clone();
+        new.http.listen.clear();
+        new.defaults.retries = 9;
+        assert_eq!(needs_restart(&old, &new), ["http.listen"]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_survived(text in "\\PC{0,200}") {
+            let _ = parse("skep.toml", &text, &[]);
+        }
+
+        #[test]
+        fn any_value_of_any_key_is_survived(index in 0..SETTINGS.len(), value in "[ -~]{0,40}") {
+            let (section, key) = SETTINGS[index].name.rsplit_once('.').unwrap();
+            let _ = parse("skep.toml", &format!("[{section}]\n{key} = {value}"), &[]);
+            let _ = parse("skep.toml", "", &[(SETTINGS[index].variable(), value)]);
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Every setting: its name, what it is about, and how a given value becomes a field of [`Config`].
+//! The file, the environment and the reference are all read off this one table.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::given::Given;
+use super::{AccessLogFormat, Config};
+use crate::diagnostic::{Diagnostic, brief, nearest};
+use crate::label::{SismicsAuth, Value, duration as label_duration};
+
+type Read<T> = Result<T, Diagnostic>;
+
+/// One setting.
+pub struct Setting {
+    /// `section.key`
+    pub name: &'static str,
+    pub(super) set: fn(&mut Config, &Given) -> Read<()>,
+}
+
+impl Setting {
+    const fn new(name: &'static str, set: fn(&mut Config, &Given) -> Read<()>) -> Setting {
+        Setting { name, set }
+    }
+
+    /// `SKEP_SECTION_KEY`
+    pub fn variable(&self) -> String {
+        format!("SKEP_{}", self.name.to_ascii_uppercase().replace(['.', '-'], "_"))
+    }
+
+    /// The part before the dot.
+    pub fn section(&self) -> &'static str {
+        self.name.split('.').next().unwrap_or(self.name)
+    }
+}
+
+const fn ms(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+const MINUTE: Duration = ms(60_000);
+const HOUR: Duration = ms(3_600_000);
+const DAY: Duration = ms(86_400_000);
+
+const FORMATS: &[(&str, AccessLogFormat)] =
+    &[("json", AccessLogFormat::Json), ("common", AccessLogFormat::Common), ("off", AccessLogFormat::Off)];
+const MEANINGS: &[(&str, SismicsAuth)] = &[("both", SismicsAuth::Both), ("route", SismicsAuth::Route), ("owner", SismicsAuth::Owner)];
+
+/// All settings, in the order of `config/skep.toml`, which says what each is about.
+pub const SETTINGS: &[Setting] = &[
+    Setting::new("http.listen", |c, g| put(&mut c.http.listen, addresses(g))),
+    Setting::new("https.listen", |c, g| put(&mut c.https.listen, addresses(g))),
+    Setting::new("admin.listen", |c, g| put(&mut c.admin.listen, optional_address(g))),
+    Setting::new("docker.enabled", |c, g| put(&mut c.docker.enabled, flag(g))),
+    Setting::new("docker.endpoint", |c, g| put(&mut c.docker.endpoint, endpoint(g))),
+    Setting::new("docker.tls", |c, g| put(&mut c.docker.tls, optional_path(g))),
+    Setting::new("docker.networks", |c, g| put(&mut c.docker.networks, names(g))),
+    Setting::new("docker.poll-busy", |c, g| put(&mut c.docker.poll_busy, duration(g, ms(50)..=MINUTE))),
+    Setting::new("docker.poll-rest", |c, g| put(&mut c.docker.poll_rest, duration(g, ms(250)..=HOUR))),
+    Setting::new("docker.resync", |c, g| put(&mut c.docker.resync, duration(g, ms(1000)..=DAY))),
+    Setting::new("docker.debounce", |c, g| put(&mut c.docker.debounce, duration(g, Duration::ZERO..=ms(10_000)))),
+    Setting::new("proxy.trusted-proxies", |c, g| put(&mut c.proxy.trusted_proxies, networks(g))),
+    Setting::new("proxy.h2c", |c, g| put(&mut c.proxy.h2c, flag(g))),
+    Setting::new("proxy.drain", |c, g| put(&mut c.proxy.drain, duration(g, Duration::ZERO..=DAY))),
+    Setting::new("proxy.keep-alive", |c, g| put(&mut c.proxy.keep_alive, duration(g, ms(1000)..=DAY))),
+    Setting::new("proxy.header-timeout", |c, g| put(&mut c.proxy.header_timeout, duration(g, ms(100)..=HOUR))),
+    Setting::new("proxy.max-header-bytes", |c, g| put(&mut c.proxy.max_header_bytes, number(g, 1024..=1024 * 1024))),
+    Setting::new("proxy.max-connections", |c, g| put(&mut c.proxy.max_connections, number(g, 1..=1_000_000))),
+    Setting::new("defaults.timeout-connect", |c, g| put(&mut c.defaults.timeout_connect, duration(g, ms(10)..=HOUR))),
+    Setting::new("defaults.timeout-response", |c, g| put(&mut c.defaults.timeout_response, duration(g, ms(10)..=DAY))),
+    Setting::new("defaults.timeout-idle", |c, g| put(&mut c.defaults.timeout_idle, duration(g, ms(10)..=DAY))),
+    Setting::new("defaults.timeout-request", |c, g| put(&mut c.defaults.timeout_request, optional_duration(g))),
+    Setting::new("defaults.retries", |c, g| put(&mut c.defaults.retries, number(g, 0..=10).map(|count| count as u32))),
+    Setting::new("access-log.format", |c, g| put(&mut c.access_log.format, word(g, FORMATS))),
+    Setting::new("access-log.path", |c, g| put(&mut c.access_log.path, optional_path(g))),
+    Setting::new("log.filter", |c, g| put(&mut c.log.filter, text(g, "info"))),
+    Setting::new("labels.sismics_auth", |c, g| put(&mut c.labels.sismics_auth, word(g, MEANINGS))),
+    Setting::new("state.directory", |c, g| put(&mut c.state.directory, optional_path(g))),
+];
+
+fn put<T>(field: &mut T, value: Read<T>) -> Read<()> {
+    *field = value?;
+    Ok(())
+}
+
+fn wrong_type(given: &Given, wanted: &str, example: &str) -> Diagnostic {
+    Diagnostic::error("bad-type", format!("this is {}, not {wanted}", given.kind())).help(format!("write {example}"))
+}
+
+fn is_off(given: &Given) -> bool {
+    given.text().is_some_and(|text| ["", "off", "none", "-"].contains(&text))
+}
+
+fn text(given: &Given, example: &str) -> Read<String> {
+    match given.text() {
+        Some(text) if !text.is_empty() => Ok(text.to_owned()),
+        Some(_) => Err(Diagnostic::error("empty", "this is empty").help(format!("write \"{example}\", or leave the key out"))),
+        None => Err(wrong_type(given, "text", &format!("\"{example}\""))),
+    }
+}
+
+fn names(given: &Given) -> Read<Vec<String>> {
+    let texts = given.texts().ok_or_else(|| wrong_type(given, "a list of names", "[\"edge\"]"))?;
+    Ok(texts.into_iter().filter(|text| !text.is_empty()).map(str::to_owned).collect())
+}
+
+fn address(text: &str) -> Read<SocketAddr> {
+    text.parse().map_err(|_| {
+        let example = match (text.parse::<IpAddr>(), text.trim_start_matches(':').parse::<u16>()) {
+            (Ok(ip), _) => SocketAddr::new(ip, 80).to_string(),
+            (Err(_), Ok(port)) => format!("[::]:{port}"),
+            (Err(_), Err(_)) => "0.0.0.0:80".to_owned(),
+        };
+        Diagnostic::error("bad-address", format!("`{}` is not an address with a port", brief(text))).help(format!("write \"{example}\""))
+    })
+}
+
+fn addresses(given: &Given) -> Read<Vec<SocketAddr>> {
+    if is_off(given) {
+        return Ok(Vec::new());
+    }
+    given.texts().ok_or_else(|| wrong_type(given, "a list of addresses", "[\"0.0.0.0:80\"]"))?.into_iter().map(address).collect()
+}
+
+fn optional_address(given: &Given) -> Read<Option<SocketAddr>> {
+    if is_off(given) {
+        return Ok(None);
+    }
+    address(&text(given, "127.0.0.1:9180")?).map(Some)
+}
+
+fn optional_path(given: &Given) -> Read<Option<PathBuf>> {
+    if is_off(given) {
+        return Ok(None);
+    }
+    text(given, "/path").map(|path| Some(PathBuf::from(path)))
+}
+
+fn endpoint(given: &Given) -> Read<String> {
+    const EXAMPLE: &str = "unix:///var/run/docker.sock";
+    let text = text(given, EXAMPLE)?;
+    if ["unix://", "tcp://", "http://", "https://"].iter().any(|scheme| text.starts_with(scheme)) {
+        return Ok(text);
+    }
+    let example = if text.starts_with('/') { format!("unix://{text}") } else { EXAMPLE.to_owned() };
+    Err(Diagnostic::error("bad-endpoint", format!("`{}` is not a Docker endpoint", brief(&text))).help(format!("write \"{example}\"")))
+}
+
+fn networks(given: &Given) -> Read<Vec<IpNet>> {
+    let read = |text: &str| text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    let bad = |text: &str| {
+        Diagnostic::error("bad-network", format!("`{}` is not a network", brief(text)))
+            .help("write an address, or a network as \"10.0.0.0/8\"")
+    };
+    let texts = given.texts().ok_or_else(|| wrong_type(given, "a list of networks", "[\"10.0.0.0/8\"]"))?;
+    texts.into_iter().map(|text| read(text).map(|net| net.trunc()).ok_or_else(|| bad(text))).collect()
+}
+
+fn flag(given: &Given) -> Read<bool> {
+    let word = match given {
+        Given::Flag(flag) => return Ok(*flag),
+        Given::Words(words) => words.trim().to_ascii_lowercase(),
+        _ => String::new(),
+    };
+    match word.as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err(wrong_type(given, "true or false", "true or false, without quotes")),
+    }
+}
+
+fn number(given: &Given, range: RangeInclusive<usize>) -> Read<usize> {
+    let number = match given {
+        Given::Number(number) => usize::try_from(*number).ok(),
+        Given::Words(words) => words.trim().parse().ok(),
+        _ => return Err(wrong_type(given, "a number", &range.end().to_string())),
+    };
+    number.filter(|number| range.contains(number)).ok_or_else(|| out_of_range(&range.start().to_string(), &range.end().to_string()))
+}
+
+fn out_of_range(least: &str, most: &str) -> Diagnostic {
+    Diagnostic::error("out-of-range", "this is out of range").help(format!("write a value from {least} to {most}"))
+}
+
+fn duration(given: &Given, range: RangeInclusive<Duration>) -> Read<Duration> {
+    if let Given::Number(seconds) = given {
+        return Err(wrong_type(given, "a duration", &format!("\"{seconds}s\"")));
+    }
+    let text = text(given, "30s")?;
+    let zero = ["0", "0s", "0ms"].contains(&text.as_str()).then_some(Duration::ZERO);
+    let read = zero.or_else(|| Value::new("setting", &text).and_then(|value| label_duration(&value).ok()));
+    match read {
+        Some(read) if range.contains(&read) => Ok(read),
+        Some(_) => Err(out_of_range(&format!("{:?}", range.start()), &format!("{:?}", range.end()))),
+        None => Err(Diagnostic::error("bad-duration", format!("`{}` is not a duration", brief(&text)))
+            .help("write a number with its unit: \"500ms\", \"30s\", \"2m\", \"1h\"")),
+    }
+}
+
+fn optional_duration(given: &Given) -> Read<Option<Duration>> {
+    if is_off(given) {
+        return Ok(None);
+    }
+    duration(given, ms(10)..=DAY).map(Some)
+}
+
+fn word<T: Copy>(given: &Given, words: &[(&str, T)]) -> Read<T> {
+    let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
+    let text = text(given, names[0])?;
+    if let Some((_, value)) = words.iter().find(|(name, _)| *name == text) {
+        return Ok(*value);
+    }
+    let finding = Diagnostic::error("bad-word", format!("`{}` means nothing here", brief(&text)));
+    let all = names.join(", ");
+    Err(match nearest(&text, names) {
+        Some(near) => finding.help(format!("did you mean \"{near}\"? It is one of {all}")),
+        None => finding.help(format!("write one of {all}")),
+    })
+}

@@ -1,0 +1,52 @@
+//! Skep is the front door of a Docker Swarm: it builds a routing table from service labels, swaps it while requests flow,
+//! and proxies them. *A skep is the straw hive that houses a swarm.* Its promise: **nothing is silent, nothing is dropped.**
+//!
+//! # The map
+//! A file at the top of `src/` decides: it is pure, named by a noun of the domain, and takes the clock, the seed and the
+//! snapshot as arguments. A file below it acts: it is named by a technology and makes no choice that its parent could make.
+//!
+//! ```text
+//! rank 6  main -> cli -> server        the assemblers: they may know everything
+//! rank 5  provider/{docker,compose}  store/disk  proxy/{pingora,stream,...}  telemetry/{log,prometheus,admin}
+//! rank 4  proxy                        what to do with one request
+//! rank 3  state                        Snapshot + Config -> State, and its swap; the one module that knows all features
+//! rank 2  route  upstream  traffic  certificate  auth  policy  backup       the features; never each other
+//! rank 1  label  config  provider  store
+//! rank 0  diagnostic  snapshot  telemetry
+//! ```
+//! Imports go down only; `tests/architecture.rs` holds it. `label/*`, `route/*` and `state/*` are parts of pure decisions,
+//! so they are held to the rules of their parents.
+//!
+//! # Invariants
+//! 1. *Empty is not unreadable.* A failed listing never yields a snapshot; the last state stays, and is kept on disk for a
+//!    start without Docker (`provider`, `store::disk`).
+//! 2. *The table is a function of the snapshot.* No hidden memory: a restart behaves like a reload. What must survive a
+//!    swap (in-flight counts) lives in [`upstream::Ledger`], keyed by backend.
+//! 3. *Protection fails closed.* A finding on an access label, or on a misspelling of one, closes that route (`auth`, `label`).
+//! 4. *Conflicts are decided by the data:* the older service keeps the host and path (`route`).
+//! 5. *One load per request*, an `Arc` in the request's context; no guard across an await (`proxy::pingora`).
+//! 6. *One writer per swap* ([`state::Live`]).
+//! 7. *A label never takes a neighbour down.* One bad key invalidates that key or that route (`state`, `tests/labels/`).
+//! 8. *Maps are ordered* wherever the order can reach a user.
+//!
+//! # Three walks
+//! **A label changes.** Docker tells [`provider::docker`], which asks [`provider`] when to list; the listing becomes a
+//! [`snapshot::Snapshot`]; `server` hands it to [`state::State::build`], which asks [`label::parse`] and then each feature's
+//! `parse` for its typed keys; [`state::Live::publish`] compares, stores and says what changed.
+//!
+//! **A request arrives.** `server::listener` accepts, [`proxy::stream`] wraps the socket, pingora reads the head and calls
+//! [`proxy::pingora`], which loads the state once, lets [`proxy::route`] decide, [`upstream::Pool::pick`] choose a backend,
+//! and hands a [`telemetry::Record`] to the access log and the metrics at the end.
+//!
+//! **A user asks why.** `skep explain URL` fetches the snapshot of the running edge, builds the same state from it, and
+//! prints every candidate with the reason it lost: there is no second copy of the rules to disagree with the first.
+
+pub mod auth;
+pub mod backup;
+pub mod certificate;
+pub mod config;
+pub mod diagnostic;
+pub mod label;
+pub mod policy;
+pub mod snapshot;
+pub mod traffic;
