@@ -48,5 +48,7 @@ pub mod config;
 pub mod diagnostic;
 pub mod label;
 pub mod policy;
+pub mod route;
 pub mod snapshot;
 pub mod traffic;
+pub mod upstream;
