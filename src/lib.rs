@@ -51,6 +51,7 @@ pub mod policy;
 pub mod provider;
 pub mod route;
 pub mod snapshot;
+pub mod state;
 pub mod store;
 pub mod traffic;
 pub mod upstream;
