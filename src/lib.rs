@@ -53,5 +53,6 @@ pub mod route;
 pub mod snapshot;
 pub mod state;
 pub mod store;
+pub mod telemetry;
 pub mod traffic;
 pub mod upstream;

@@ -1,0 +1,360 @@
+//! What is told of each request: the access record, and its lines for people and machines.
+//! Nearly every byte of a record is chosen by a stranger, so the lines escape, bound and never trust it.
+
+pub mod admin;
+pub mod log;
+pub mod prometheus;
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
+use serde_json::ser::Formatter;
+
+/// Longest path, query or referrer in a line, in bytes before escaping; what is cut off ends in `...`.
+const LONG: usize = 2048;
+/// Longest value of any other field.
+const SHORT: usize = 512;
+
+/// What is known of one finished request. The access log line and the metrics come from it and from nothing else.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    pub at: Timestamp,
+    pub request_id: String,
+    pub client: Option<IpAddr>,
+    pub method: String,
+    pub host: String,
+    pub path: String,
+    pub query: String,
+    /// `HTTP/1.1`, `HTTP/2.0`.
+    pub version: &'static str,
+    pub status: u16,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub duration: Duration,
+    /// Until an upstream connection stood.
+    pub connect: Option<Duration>,
+    /// From then until the response's head.
+    pub upstream: Option<Duration>,
+    /// Route id; `None`: no route matched.
+    pub route: Option<Arc<str>>,
+    pub service: Option<Arc<str>>,
+    pub task: Option<Arc<str>>,
+    pub backend: Option<Arc<str>>,
+    pub retries: u32,
+    pub user_agent: String,
+    pub referer: String,
+    /// Why we answered ourselves or broke off, in words.
+    pub error: Option<String>,
+}
+
+/// The fields of a JSON line in their order; absent and empty ones are left out.
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    #[serde(serialize_with = "milliseconds_of_time")]
+    time: Timestamp,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    request_id: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client: Option<IpAddr>,
+    method: Cow<'a, str>,
+    host: Cow<'a, str>,
+    path: Cow<'a, str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    query: Cow<'a, str>,
+    version: &'static str,
+    status: u16,
+    bytes_in: u64,
+    bytes_out: u64,
+    duration_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connect_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend: Option<Cow<'a, str>>,
+    retries: u32,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    user_agent: Cow<'a, str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    referer: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Cow<'a, str>>,
+}
+
+/// One JSON object without a line break: what machines read.
+pub fn json_line(record: &Record) -> String {
+    let line = JsonLine {
+        time: record.at,
+        request_id: clip(&record.request_id, SHORT),
+        client: record.client,
+        method: clip(&record.method, SHORT),
+        host: clip(&record.host, SHORT),
+        path: clip(&record.path, LONG),
+        query: clip(&record.query, LONG),
+        version: record.version,
+        status: record.status,
+        bytes_in: record.bytes_in,
+        bytes_out: record.bytes_out,
+        duration_ms: milliseconds(record.duration),
+        connect_ms: record.connect.map(milliseconds),
+        upstream_ms: record.upstream.map(milliseconds),
+        route: optional(record.route.as_deref()),
+        service: optional(record.service.as_deref()),
+        task: optional(record.task.as_deref()),
+        backend: optional(record.backend.as_deref()),
+        retries: record.retries,
+        user_agent: clip(&record.user_agent, SHORT),
+        referer: clip(&record.referer, LONG),
+        error: optional(record.error.as_deref()),
+    };
+    let mut bytes = Vec::with_capacity(768);
+    let written = line.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, Terminal));
+    debug_assert!(written.is_ok(), "text, numbers and a Vec cannot fail");
+    String::from_utf8(bytes).unwrap_or_default()
+}
+
+/// The combined log format with the host before it (`%v %h - - [%t] "%r" %s %b "%{Referer}" "%{User-Agent}"`): what log tools read.
+pub fn common_line(record: &Record) -> String {
+    let mut line = String::with_capacity(512);
+    word(&mut line, &record.host);
+    line.push(' ');
+    match record.client {
+        // Writing into a String cannot fail, here and below.
+        Some(client) => _ = write!(line, "{client}"),
+        None => line.push('-'),
+    }
+    _ = write!(line, " - - [{}] \"", record.at.strftime("%d/%b/%Y:%H:%M:%S +0000"));
+    escape(&mut line, &clip(&record.method, SHORT), false);
+    line.push(' ');
+    escape(&mut line, &clip(&record.path, LONG), true);
+    if !record.query.is_empty() {
+        line.push('?');
+        escape(&mut line, &clip(&record.query, LONG), true);
+    }
+    _ = write!(line, " {}\" {} {} ", record.version, record.status, record.bytes_out);
+    quoted(&mut line, &record.referer, LONG);
+    line.push(' ');
+    quoted(&mut line, &record.user_agent, SHORT);
+    line
+}
+
+/// A field without quotes around it; `-` stands for nothing.
+fn word(line: &mut String, text: &str) {
+    if text.is_empty() { line.push('-') } else { escape(line, &clip(text, SHORT), true) }
+}
+
+fn quoted(line: &mut String, text: &str, limit: usize) {
+    line.push('"');
+    if text.is_empty() {
+        line.push('-')
+    } else {
+        escape(line, &clip(text, limit), false)
+    }
+    line.push('"');
+}
+
+/// Escapes as Apache and nginx do: printable ASCII stays, quotes and backslashes get one, any other byte is `\xHH`.
+fn escape(line: &mut String, text: &str, spaces: bool) {
+    for byte in text.bytes() {
+        match byte {
+            b'"' | b'\\' => line.extend(['\\', char::from(byte)]),
+            b' ' if !spaces => line.push(' '),
+            b'!'..=b'~' => line.push(char::from(byte)),
+            _ => _ = write!(line, "\\x{byte:02x}"),
+        }
+    }
+}
+
+/// At most `limit` bytes of `text`, with dots for the rest.
+fn clip(text: &str, limit: usize) -> Cow<'_, str> {
+    if text.len() <= limit {
+        return Cow::Borrowed(text);
+    }
+    let end = (0..=limit).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    Cow::Owned(format!("{}...", &text[..end]))
+}
+
+fn optional(text: Option<&str>) -> Option<Cow<'_, str>> {
+    text.map(|text| clip(text, SHORT))
+}
+
+/// With three digits after the point: more is noise.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// RFC 3339 with milliseconds: always of the same length, so that lines sort as text.
+fn milliseconds_of_time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{time:.3}"))
+}
+
+/// Compact JSON that is safe to print on a terminal: beside what JSON wants escaped, also what moves a cursor or turns text around.
+struct Terminal;
+
+impl Terminal {
+    fn is_safe(letter: char) -> bool {
+        let invisible = matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
+        !letter.is_control() && !invisible
+    }
+}
+
+impl Formatter for Terminal {
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(|letter| !Terminal::is_safe(letter)) {
+            let (safe, tail) = rest.split_at(at);
+            writer.write_all(safe.as_bytes())?;
+            let mut letters = tail.chars();
+            if let Some(letter) = letters.next() {
+                write!(writer, "\\u{:04x}", u32::from(letter))?;
+            }
+            rest = letters.as_str();
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn record() -> Record {
+        Record {
+            at: "2026-03-01T10:00:00.5Z".parse().expect("a time"),
+            request_id: "r1".to_owned(),
+            client: Some(IpAddr::from([192, 0, 2, 7])),
+            method: "GET".to_owned(),
+            host: "app.example.com".to_owned(),
+            path: "/a".to_owned(),
+            query: "b=1".to_owned(),
+            version: "HTTP/1.1",
+            status: 200,
+            bytes_in: 3,
+            bytes_out: 4,
+            duration: Duration::from_nanos(12_345_678),
+            connect: Some(Duration::from_millis(1)),
+            upstream: Some(Duration::from_micros(10_500)),
+            route: Some(Arc::from("shop_web/api")),
+            service: Some(Arc::from("shop_web")),
+            task: Some(Arc::from("shop_web.2")),
+            backend: Some(Arc::from("shop_web/shop_web.2@10.0.1.3:80")),
+            retries: 1,
+            user_agent: "curl/8".to_owned(),
+            referer: "https://example.com/".to_owned(),
+            error: Some("broke off".to_owned()),
+        }
+    }
+
+    fn bare() -> Record {
+        Record {
+            client: None,
+            request_id: String::new(),
+            host: String::new(),
+            query: String::new(),
+            connect: None,
+            upstream: None,
+            route: None,
+            service: None,
+            task: None,
+            backend: None,
+            user_agent: String::new(),
+            referer: String::new(),
+            error: None,
+            ..record()
+        }
+    }
+
+    #[test]
+    fn a_json_line_has_every_field_in_its_order() {
+        assert_eq!(
+            json_line(&record()),
+            concat!(
+                r#"{"time":"2026-03-01T10:00:00.500Z","request_id":"r1","client":"192.0.2.7","method":"GET","host":"app.example.com","#,
+                r#""path":"/a","query":"b=1","version":"HTTP/1.1","status":200,"bytes_in":3,"bytes_out":4,"duration_ms":12.346,"#,
+                r#""connect_ms":1.0,"upstream_ms":10.5,"route":"shop_web/api","service":"shop_web","task":"shop_web.2","#,
+                r#""backend":"shop_web/shop_web.2@10.0.1.3:80","retries":1,"user_agent":"curl/8","referer":"https://example.com/","#,
+                r#""error":"broke off"}"#
+            )
+        );
+    }
+
+    #[test]
+    fn what_is_absent_is_left_out() {
+        assert_eq!(
+            json_line(&bare()),
+            concat!(
+                r#"{"time":"2026-03-01T10:00:00.500Z","method":"GET","host":"","path":"/a","version":"HTTP/1.1","status":200,"#,
+                r#""bytes_in":3,"bytes_out":4,"duration_ms":12.346,"retries":1}"#
+            )
+        );
+        assert_eq!(common_line(&bare()), r#"- - - - [01/Mar/2026:10:00:00 +0000] "GET /a HTTP/1.1" 200 4 "-" "-""#);
+    }
+
+    #[test]
+    fn a_common_line_is_the_combined_format_after_the_host() {
+        assert_eq!(
+            common_line(&record()),
+            r#"app.example.com 192.0.2.7 - - [01/Mar/2026:10:00:00 +0000] "GET /a?b=1 HTTP/1.1" 200 4 "https://example.com/" "curl/8""#
+        );
+    }
+
+    #[test]
+    fn strangers_cannot_forge_lines_or_drive_a_terminal() {
+        let cases = [
+            // text, in JSON, in the common format
+            ("a\nb", r"a\nb", r"a\x0ab"),
+            ("a\"b\\", r#"a\"b\\"#, r#"a\"b\\"#),
+            ("\u{1b}[2J", r"\u001b[2J", r"\x1b[2J"),
+            ("\u{7f}\u{9b}2J", r"\u007f\u009b2J", r"\x7f\xc2\x9b2J"),
+            ("\u{202e}txt", r"\u202etxt", r"\xe2\x80\xaetxt"),
+            ("grüß", "grüß", r"gr\xc3\xbc\xc3\x9f"),
+        ];
+        for (text, json, common) in cases {
+            let record = Record { user_agent: text.to_owned(), ..bare() };
+            assert!(json_line(&record).contains(&format!(r#""user_agent":"{json}""#)), "{text:?}: {}", json_line(&record));
+            assert!(common_line(&record).ends_with(&format!(r#" "{common}""#)), "{text:?}: {}", common_line(&record));
+        }
+        let record = Record { host: "a b".to_owned(), path: "/c d".to_owned(), ..bare() };
+        assert_eq!(common_line(&record), r#"a\x20b - - - [01/Mar/2026:10:00:00 +0000] "GET /c\x20d HTTP/1.1" 200 4 "-" "-""#);
+    }
+
+    #[test]
+    fn fields_are_bounded_and_cut_between_letters() {
+        assert_eq!(clip("abc", 3), "abc");
+        assert_eq!(clip("abcd", 3), "abc...");
+        assert_eq!(clip("aüü", 2), "a...");
+        let long = "x".repeat(100_000);
+        let record =
+            Record { path: long.clone(), query: long.clone(), referer: long.clone(), user_agent: long.clone(), host: long, ..bare() };
+        assert!(json_line(&record).len() < 10_000 && common_line(&record).len() < 10_000);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_makes_one_printable_line_that_reads_back(host in ".{0,40}", path in "(?s).{0,40}", agent in "(?s).{0,40}") {
+            let record = Record { host: host.clone(), path: path.clone(), user_agent: agent.clone(), ..record() };
+            let line = json_line(&record);
+            prop_assert!(line.chars().all(Terminal::is_safe));
+            let read: Value = serde_json::from_str(&line).expect("JSON");
+            prop_assert_eq!(read["host"].as_str(), Some(host.as_str()));
+            prop_assert_eq!(read["path"].as_str(), Some(path.as_str()));
+            prop_assert_eq!(read["user_agent"].as_str().unwrap_or(""), agent);
+            prop_assert!(common_line(&record).bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+        }
+    }
+}

@@ -1,0 +1,489 @@
+//! Counters and histograms of what the edge did, and their text for Prometheus.
+//! Every label is bounded: routes by the table (see [`Metrics::keep_routes`]), methods by a list, the rest by what is scraped.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::{self, Debug};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use dashmap::DashMap;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::Record;
+
+/// How [`Metrics::encode`]'s text is to be announced.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Methods that are counted by name; anybody can invent others.
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE"];
+/// Seconds; from a cached answer on the same machine to the default response timeout.
+const REQUEST_BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
+/// Seconds; a connection stands in well under a millisecond or has a problem.
+const CONNECT_BUCKETS: [f64; 11] = [0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0];
+/// An upgraded connection lasts as long as its user likes: its length says nothing about speed.
+const SWITCHING_PROTOCOLS: u16 = 101;
+
+/// What is read at the moment of a scrape.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Now {
+    /// Seconds since the last good listing; `None`: there was none yet.
+    pub snapshot_age: Option<f64>,
+    /// The engine's event stream stands.
+    pub docker_connected: bool,
+    pub docker_calls: u64,
+    pub docker_listings: u64,
+    pub docker_reconnects: u64,
+    pub access_log_dropped: u64,
+    /// Client connections that are open.
+    pub connections: u64,
+    /// Backends of the present table; one that several routes share may be named repeatedly.
+    pub upstreams: Vec<UpstreamNow>,
+}
+
+/// One backend at the moment of a scrape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamNow {
+    pub service: Arc<str>,
+    pub task: Arc<str>,
+    /// Id of the backend.
+    pub backend: Arc<str>,
+    pub healthy: bool,
+    pub in_flight: u32,
+    /// Requests that were ever begun on it.
+    pub requests: u64,
+    /// Requests that it failed.
+    pub failures: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByRoute {
+    route: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByAnswer {
+    route: Arc<str>,
+    method: &'static str,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByService {
+    service: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByBackend {
+    service: Arc<str>,
+    task: Arc<str>,
+    backend: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BySeverity {
+    severity: &'static str,
+}
+
+/// Handles of one route's series, so that a request finds them by one lookup.
+struct Series {
+    answers: RwLock<HashMap<(&'static str, u16), Counter>>,
+    duration: Histogram,
+    bytes_in: Counter,
+    bytes_out: Counter,
+    retries: Counter,
+}
+
+/// Everything that is counted while the edge runs.
+pub struct Metrics {
+    registry: Registry,
+    routes: DashMap<Arc<str>, Series>,
+    unmatched: Arc<str>,
+    requests: Family<ByAnswer, Counter>,
+    duration: Family<ByRoute, Histogram, fn() -> Histogram>,
+    bytes_in: Family<ByRoute, Counter>,
+    bytes_out: Family<ByRoute, Counter>,
+    retries: Family<ByRoute, Counter>,
+    connect: Histogram,
+    response: Histogram,
+    swaps: Counter,
+    diagnostics: Family<BySeverity, Gauge>,
+}
+
+impl Debug for Metrics {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Metrics").field("routes", &self.routes.len()).finish_non_exhaustive()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero; the process counts as started now.
+    pub fn new() -> Metrics {
+        let mut metrics = Metrics {
+            registry: Registry::default(),
+            routes: DashMap::new(),
+            unmatched: Arc::from(""),
+            requests: Family::default(),
+            duration: Family::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS)),
+            bytes_in: Family::default(),
+            bytes_out: Family::default(),
+            retries: Family::default(),
+            connect: Histogram::new(CONNECT_BUCKETS),
+            response: Histogram::new(REQUEST_BUCKETS),
+            swaps: Counter::default(),
+            diagnostics: Family::default(),
+        };
+        metrics.register();
+        metrics.set_diagnostics(0, 0, 0);
+        metrics
+    }
+
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("skep_requests", "Finished requests; an empty route: none matched", self.requests.clone());
+        let help = "From a request's head to its answer's last byte; upgraded connections are left out";
+        registry.register("skep_request_duration_seconds", help, self.duration.clone());
+        registry.register("skep_request_bytes", "Bytes of request bodies", self.bytes_in.clone());
+        registry.register("skep_response_bytes", "Bytes of response bodies", self.bytes_out.clone());
+        registry.register("skep_retries", "Attempts on another task after the first", self.retries.clone());
+        registry.register("skep_upstream_connect_seconds", "Until a connection to a task stood", self.connect.clone());
+        registry.register("skep_upstream_response_seconds", "From then until the answer's head", self.response.clone());
+        registry.register("skep_swaps", "Routing tables that replaced another", self.swaps.clone());
+        registry.register("skep_diagnostics", "Findings about labels and configuration", self.diagnostics.clone());
+        registry.register("skep_build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        registry.register("process_start_time_seconds", "When the process started, in Unix time", ConstGauge::new(started));
+    }
+
+    /// Counts a finished request.
+    pub fn record(&self, record: &Record) {
+        let route = record.route.as_ref().unwrap_or(&self.unmatched);
+        // The entry stays locked meanwhile, so that a concurrent prune cannot orphan the handles.
+        match self.routes.get(route) {
+            Some(series) => self.count(route, &series, record),
+            None => {
+                let series = self.routes.entry(Arc::clone(route)).or_insert_with(|| self.series(route)).downgrade();
+                self.count(route, &series, record);
+            }
+        }
+        observe(&self.connect, record.connect);
+        observe(&self.response, record.upstream);
+    }
+
+    fn series(&self, route: &Arc<str>) -> Series {
+        let labels = ByRoute { route: Arc::clone(route) };
+        Series {
+            answers: RwLock::default(),
+            duration: self.duration.get_or_create_owned(&labels),
+            bytes_in: self.bytes_in.get_or_create_owned(&labels),
+            bytes_out: self.bytes_out.get_or_create_owned(&labels),
+            retries: self.retries.get_or_create_owned(&labels),
+        }
+    }
+
+    fn count(&self, route: &Arc<str>, series: &Series, record: &Record) {
+        self.count_answer(route, series, (method(&record.method), status(record.status)));
+        if record.status != SWITCHING_PROTOCOLS {
+            observe(&series.duration, Some(record.duration));
+        }
+        series.bytes_in.inc_by(record.bytes_in);
+        series.bytes_out.inc_by(record.bytes_out);
+        if record.retries > 0 {
+            series.retries.inc_by(u64::from(record.retries));
+        }
+    }
+
+    fn count_answer(&self, route: &Arc<str>, series: &Series, answer: (&'static str, u16)) {
+        if let Some(counter) = series.answers.read().unwrap_or_else(PoisonError::into_inner).get(&answer) {
+            counter.inc();
+            return;
+        }
+        let (method, status) = answer;
+        let labels = ByAnswer { route: Arc::clone(route), method, status };
+        let mut answers = series.answers.write().unwrap_or_else(PoisonError::into_inner);
+        answers.entry(answer).or_insert_with(|| self.requests.get_or_create_owned(&labels)).inc();
+    }
+
+    /// A new table replaced the old one.
+    pub fn swapped(&self) {
+        self.swaps.inc();
+    }
+
+    /// How many findings of each severity the present table has.
+    pub fn set_diagnostics(&self, errors: usize, warnings: usize, infos: usize) {
+        for (severity, count) in [("error", errors), ("warning", warnings), ("info", infos)] {
+            self.diagnostics.get_or_create(&BySeverity { severity }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Forgets the series of all other routes. To be called after each swap.
+    pub fn keep_routes<'a>(&self, ids: impl Iterator<Item = &'a str>) {
+        let kept: HashSet<&str> = ids.collect();
+        self.routes.retain(|route, series| {
+            let keep = *route == self.unmatched || kept.contains(&**route);
+            if !keep {
+                self.forget(route, series);
+            }
+            keep
+        });
+    }
+
+    fn forget(&self, route: &Arc<str>, series: &mut Series) {
+        let labels = ByRoute { route: Arc::clone(route) };
+        self.duration.remove(&labels);
+        for family in [&self.bytes_in, &self.bytes_out, &self.retries] {
+            family.remove(&labels);
+        }
+        for (method, status) in series.answers.get_mut().unwrap_or_else(PoisonError::into_inner).keys().copied() {
+            self.requests.remove(&ByAnswer { route: Arc::clone(route), method, status });
+        }
+    }
+
+    /// The text of everything, as [`CONTENT_TYPE`].
+    pub fn encode(&self, now: &Now) -> String {
+        let mut text = String::with_capacity(16 * 1024);
+        let written = encode_registry(&mut text, &self.registry)
+            .and_then(|()| encode_registry(&mut text, &scraped(now)))
+            .and_then(|()| encode_eof(&mut text));
+        debug_assert!(written.is_ok(), "writing into a String cannot fail");
+        text
+    }
+}
+
+/// A registry of what `now` says, for one scrape.
+fn scraped(now: &Now) -> Registry {
+    let mut registry = Registry::default();
+    if let Some(age) = now.snapshot_age {
+        registry.register("skep_snapshot_age_seconds", "Since Docker was listed with success", ConstGauge::new(age));
+    }
+    registry.register("skep_docker_connected", "1 while the engine's events arrive", ConstGauge::new(i64::from(now.docker_connected)));
+    registry.register("skep_docker_calls", "Requests to the engine", ConstCounter::new(now.docker_calls));
+    registry.register("skep_docker_listings", "Listings of the engine", ConstCounter::new(now.docker_listings));
+    registry.register("skep_docker_reconnects", "Times the engine had to be reached again", ConstCounter::new(now.docker_reconnects));
+    let help = "Access log lines that were not written";
+    registry.register("skep_access_log_dropped", help, ConstCounter::new(now.access_log_dropped));
+    let connections: Gauge<f64, AtomicU64> = Gauge::default();
+    connections.set(now.connections as f64);
+    registry.register("skep_connections", "Open client connections", connections);
+    upstreams(&mut registry, &now.upstreams);
+    registry
+}
+
+fn upstreams(registry: &mut Registry, upstreams: &[UpstreamNow]) {
+    let by_service = Family::<ByService, Gauge>::default();
+    let (healthy, in_flight) = (Family::<ByBackend, Gauge>::default(), Family::<ByBackend, Gauge>::default());
+    let (requests, failures) = (Family::<ByBackend, Counter>::default(), Family::<ByBackend, Counter>::default());
+    let mut seen = HashSet::new();
+    for upstream in upstreams.iter().filter(|upstream| seen.insert(&*upstream.backend)) {
+        let UpstreamNow { service, task, backend, .. } = upstream.clone();
+        by_service.get_or_create(&ByService { service: Arc::clone(&service) }).inc_by(i64::from(upstream.in_flight));
+        let labels = ByBackend { service, task, backend };
+        healthy.get_or_create(&labels).set(i64::from(upstream.healthy));
+        in_flight.get_or_create(&labels).set(i64::from(upstream.in_flight));
+        requests.get_or_create(&labels).inc_by(upstream.requests);
+        failures.get_or_create(&labels).inc_by(upstream.failures);
+    }
+    registry.register("skep_requests_in_flight", "Requests that a service is at work on", by_service);
+    registry.register("skep_upstream_healthy", "1 where a task may get traffic", healthy);
+    registry.register("skep_upstream_in_flight", "Requests that a task is at work on", in_flight);
+    registry.register("skep_upstream_requests", "Requests begun on a task", requests);
+    registry.register("skep_upstream_failures", "Requests that a task failed: no connection, broken off, too late", failures);
+}
+
+fn observe(histogram: &Histogram, duration: Option<Duration>) {
+    if let Some(duration) = duration {
+        histogram.observe(duration.as_secs_f64());
+    }
+}
+
+fn method(name: &str) -> &'static str {
+    METHODS.into_iter().find(|known| *known == name).unwrap_or("OTHER")
+}
+
+/// 0 for what HTTP does not know; a backend may send any three digits.
+fn status(code: u16) -> u16 {
+    if (100..600).contains(&code) { code } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(route: Option<&str>, method: &str, status: u16) -> Record {
+        Record {
+            at: jiff::Timestamp::UNIX_EPOCH,
+            request_id: String::new(),
+            client: None,
+            method: method.to_owned(),
+            host: String::new(),
+            path: String::new(),
+            query: String::new(),
+            version: "HTTP/1.1",
+            status,
+            bytes_in: 10,
+            bytes_out: 100,
+            duration: Duration::from_millis(20),
+            connect: Some(Duration::from_micros(300)),
+            upstream: None,
+            route: route.map(Arc::from),
+            service: None,
+            task: None,
+            backend: None,
+            retries: 1,
+            user_agent: String::new(),
+            referer: String::new(),
+            error: None,
+        }
+    }
+
+    fn upstream(task: &str, healthy: bool, in_flight: u32) -> UpstreamNow {
+        let backend = format!("shop/{task}@10.0.0.1:80");
+        UpstreamNow { service: "shop".into(), task: task.into(), backend: backend.into(), healthy, in_flight, requests: 7, failures: 1 }
+    }
+
+    fn now() -> Now {
+        Now { snapshot_age: Some(1.5), docker_connected: true, docker_calls: 12, connections: 3, ..Now::default() }
+    }
+
+    #[track_caller]
+    fn has(text: &str, line: &str) {
+        assert!(text.lines().any(|one| one == line), "no line {line} in\n{text}");
+    }
+
+    #[test]
+    fn requests_are_counted_by_route_method_and_status() {
+        let metrics = Metrics::new();
+        metrics.record(&record(Some("shop"), "GET", 200));
+        metrics.record(&record(Some("shop"), "GET", 200));
+        metrics.record(&record(Some("shop"), "BREW", 999));
+        metrics.record(&record(None, "get", 404));
+        let text = metrics.encode(&now());
+        for line in [
+            r#"skep_requests_total{route="shop",method="GET",status="200"} 2"#,
+            r#"skep_requests_total{route="shop",method="OTHER",status="0"} 1"#,
+            r#"skep_requests_total{route="",method="OTHER",status="404"} 1"#,
+            r#"skep_request_bytes_total{route="shop"} 30"#,
+            r#"skep_response_bytes_total{route="shop"} 300"#,
+            r#"skep_retries_total{route="shop"} 3"#,
+            r#"skep_request_duration_seconds_count{route="shop"} 3"#,
+            r#"skep_request_duration_seconds_bucket{le="0.01",route="shop"} 0"#,
+            r#"skep_request_duration_seconds_bucket{le="0.025",route="shop"} 3"#,
+            "skep_upstream_connect_seconds_count 4",
+            "skep_upstream_response_seconds_count 0",
+        ] {
+            has(&text, line);
+        }
+    }
+
+    #[test]
+    fn upgraded_connections_are_counted_but_not_timed() {
+        let metrics = Metrics::new();
+        metrics.record(&record(Some("chat"), "GET", 101));
+        let text = metrics.encode(&now());
+        has(&text, r#"skep_requests_total{route="chat",method="GET",status="101"} 1"#);
+        has(&text, r#"skep_request_duration_seconds_count{route="chat"} 0"#);
+    }
+
+    #[test]
+    fn what_is_read_at_the_scrape_is_told_once_for_each_backend() {
+        let metrics = Metrics::new();
+        metrics.swapped();
+        metrics.set_diagnostics(1, 2, 3);
+        let upstreams = vec![upstream("shop.1", true, 2), upstream("shop.2", false, 1), upstream("shop.1", true, 2)];
+        let text = metrics.encode(&Now { upstreams, ..now() });
+        for line in [
+            "skep_snapshot_age_seconds 1.5",
+            "skep_docker_connected 1",
+            "skep_docker_calls_total 12",
+            "skep_docker_listings_total 0",
+            "skep_docker_reconnects_total 0",
+            "skep_access_log_dropped_total 0",
+            "skep_connections 3.0",
+            "skep_swaps_total 1",
+            r#"skep_diagnostics{severity="error"} 1"#,
+            r#"skep_diagnostics{severity="info"} 3"#,
+            r#"skep_requests_in_flight{service="shop"} 3"#,
+            r#"skep_upstream_healthy{service="shop",task="shop.2",backend="shop/shop.2@10.0.0.1:80"} 0"#,
+            r#"skep_upstream_in_flight{service="shop",task="shop.1",backend="shop/shop.1@10.0.0.1:80"} 2"#,
+            r#"skep_upstream_requests_total{service="shop",task="shop.1",backend="shop/shop.1@10.0.0.1:80"} 7"#,
+            concat!("skep_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+        ] {
+            has(&text, line);
+        }
+        assert!(!metrics.encode(&Now::default()).contains("skep_snapshot_age_seconds"), "no age before the first snapshot");
+    }
+
+    #[test]
+    fn vanished_routes_take_their_series_along_and_may_return() {
+        let metrics = Metrics::new();
+        for route in [Some("old"), Some("shop"), None] {
+            metrics.record(&record(route, "GET", 200));
+        }
+        metrics.keep_routes(["shop"].into_iter());
+        let text = metrics.encode(&now());
+        assert!(!text.contains("old"), "{text}");
+        has(&text, r#"skep_requests_total{route="shop",method="GET",status="200"} 1"#);
+        has(&text, r#"skep_requests_total{route="",method="GET",status="200"} 1"#);
+        metrics.record(&record(Some("old"), "GET", 200));
+        let text = metrics.encode(&now());
+        has(&text, r#"skep_requests_total{route="old",method="GET",status="200"} 1"#);
+        has(&text, r#"skep_request_duration_seconds_count{route="old"} 1"#);
+    }
+
+    #[test]
+    fn recording_and_pruning_at_once_lose_no_later_request() {
+        let metrics = Metrics::new();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| (0..2000).for_each(|_| metrics.record(&record(Some("shop"), "GET", 200))));
+            }
+            scope.spawn(|| (0..500).for_each(|_| metrics.keep_routes(std::iter::empty())));
+        });
+        metrics.keep_routes(std::iter::empty());
+        metrics.record(&record(Some("shop"), "GET", 200));
+        has(&metrics.encode(&now()), r#"skep_requests_total{route="shop",method="GET",status="200"} 1"#);
+    }
+
+    /// The grammar of the text, as far as it is used: families are announced once, samples belong to the last announced one.
+    #[test]
+    fn the_text_is_valid() {
+        let metrics = Metrics::new();
+        metrics.record(&record(Some("a\"b\\c\nd"), "GET", 200));
+        let text = metrics.encode(&Now { upstreams: vec![upstream("shop.1", true, 2)], ..now() });
+        assert!(text.ends_with("# EOF\n"));
+        let (mut announced, mut family, mut kind) = (HashSet::new(), String::new(), String::new());
+        let sample = regex::Regex::new(r#"^([a-z_]+)(\{([a-z]+="([^"\\\n]|\\["\\n])*",?)*\})? [0-9.e+-]+$"#).unwrap();
+        for line in text.lines().filter(|line| !line.starts_with("# HELP") && *line != "# EOF") {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, type_) = rest.split_once(' ').unwrap();
+                assert!(announced.insert(name.to_owned()), "{name} is announced twice");
+                (family, kind) = (name.to_owned(), type_.to_owned());
+                continue;
+            }
+            let name = &sample.captures(line).unwrap_or_else(|| panic!("not a sample: {line}"))[1];
+            let suffix = name.strip_prefix(&family).unwrap_or_else(|| panic!("{line} is not of {family}"));
+            let allowed: &[&str] = match kind.as_str() {
+                "counter" => &["_total"],
+                "gauge" => &[""],
+                "histogram" => &["_bucket", "_sum", "_count"],
+                "info" => &["_info"],
+                other => panic!("unknown type {other}"),
+            };
+            assert!(allowed.contains(&suffix), "{line} of {family}, a {kind}");
+            assert!(!family.ends_with("_total"), "{family} would end in _total twice");
+        }
+    }
+}
