@@ -49,6 +49,7 @@ pub mod diagnostic;
 pub mod label;
 pub mod policy;
 pub mod provider;
+pub mod proxy;
 pub mod route;
 pub mod snapshot;
 pub mod state;

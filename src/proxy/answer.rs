@@ -1,0 +1,285 @@
+//! Our own answers: a small page for browsers, JSON for programs, plain text for curl, a status trailer for gRPC.
+//! Each carries the request id, so that what a user sees can be found in the log.
+
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use http::{Method, StatusCode};
+use maud::{DOCTYPE, PreEscaped, html};
+
+use super::forwarded::X_REQUEST_ID;
+
+/// Why we answer ourselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A request that cannot be understood or is not allowed to be: 400, 405, 414, 431.
+    Refused(StatusCode, &'static str),
+    /// No route for this host and path.
+    NotFound,
+    /// The client's address may not enter.
+    Forbidden,
+    /// The route is closed because a label that protects it could not be honoured.
+    Closed,
+    /// No healthy task.
+    Unavailable,
+    /// 502: the upstream could not be reached or broke off.
+    BadGateway,
+    /// 504: the upstream took too long.
+    Timeout,
+    /// Switched off on purpose, perhaps with an end (seconds from now).
+    Maintenance(Option<u64>),
+    /// 301, 302, 307 or 308 to a place.
+    Redirect(StatusCode, String),
+    /// A CORS preflight; its headers are set by the caller.
+    Preflight,
+}
+
+/// Seconds after which a client may try an unavailable service again.
+const RETRY_SECONDS: u64 = 5;
+
+impl Answer {
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Answer::Refused(status, _) | Answer::Redirect(status, _) => *status,
+            Answer::NotFound => StatusCode::NOT_FOUND,
+            Answer::Forbidden => StatusCode::FORBIDDEN,
+            Answer::Closed | Answer::Unavailable | Answer::Maintenance(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Answer::BadGateway => StatusCode::BAD_GATEWAY,
+            Answer::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Answer::Preflight => StatusCode::NO_CONTENT,
+        }
+    }
+
+    /// One sentence for the person who sees it. Says nothing about the inside of the network.
+    pub fn sentence(&self) -> &'static str {
+        match self {
+            Answer::Refused(_, why) => why,
+            Answer::NotFound => "Nothing is served at this address.",
+            Answer::Forbidden => "Your network address may not enter here.",
+            Answer::Closed => "This service is closed until its protection is in place.",
+            Answer::Unavailable => "The service is starting or stopped. Please try again in a moment.",
+            Answer::BadGateway => "The service broke off or could not be reached.",
+            Answer::Timeout => "The service took too long to answer.",
+            Answer::Maintenance(_) => "The service is in maintenance.",
+            Answer::Redirect(..) => "The page is at another address.",
+            Answer::Preflight => "",
+        }
+    }
+
+    /// The word for logs and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Answer::Refused(..) => "refused",
+            Answer::NotFound => "no route",
+            Answer::Forbidden => "address not allowed",
+            Answer::Closed => "route closed",
+            Answer::Unavailable => "no healthy task",
+            Answer::BadGateway => "upstream failed",
+            Answer::Timeout => "upstream timed out",
+            Answer::Maintenance(_) => "maintenance",
+            Answer::Redirect(..) => "redirect",
+            Answer::Preflight => "preflight",
+        }
+    }
+
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            Answer::Closed | Answer::Unavailable => Some(RETRY_SECONDS),
+            Answer::Maintenance(seconds) => Some(seconds.unwrap_or(60)),
+            _ => None,
+        }
+    }
+}
+
+/// What the client would like to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Html,
+    Json,
+    Text,
+    Grpc,
+}
+
+/// Head and body, ready to be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rendered {
+    pub status: StatusCode,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub body: String,
+}
+
+/// Writes `answer` in the form that the request's headers ask for.
+pub fn render(answer: &Answer, method: &Method, request: &HeaderMap, request_id: &str) -> Rendered {
+    let form = form(request);
+    let mut headers = vec![(CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        headers.push((X_REQUEST_ID, id));
+    }
+    if let Some(seconds) = answer.retry_after() {
+        headers.push((RETRY_AFTER, HeaderValue::from(seconds)));
+    }
+    if let Answer::Redirect(_, to) = answer
+        && let Ok(to) = HeaderValue::from_str(to)
+    {
+        headers.push((LOCATION, to));
+    }
+    if *answer == Answer::Preflight {
+        return Rendered { status: answer.status(), headers, body: String::new() };
+    }
+    if form == Form::Grpc {
+        return grpc(answer, headers);
+    }
+    let (kind, body) = match form {
+        Form::Html => ("text/html; charset=utf-8", page(answer, request_id)),
+        Form::Json => ("application/json", json(answer, request_id)),
+        Form::Text | Form::Grpc => ("text/plain; charset=utf-8", text(answer, request_id)),
+    };
+    headers.push((CONTENT_TYPE, HeaderValue::from_static(kind)));
+    headers.push((http::header::CONTENT_LENGTH, HeaderValue::from(body.len())));
+    let body = if *method == Method::HEAD { String::new() } else { body };
+    Rendered { status: answer.status(), headers, body }
+}
+
+/// gRPC reads its status from headers of a 200 answer without body ("Trailers-Only", gRPC over HTTP/2).
+fn grpc(answer: &Answer, mut headers: Vec<(HeaderName, HeaderValue)>) -> Rendered {
+    let code = match answer.status().as_u16() {
+        400 | 431 | 414 => 13,
+        403 => 7,
+        404 => 12,
+        504 => 4,
+        _ => 14,
+    };
+    headers.push((CONTENT_TYPE, HeaderValue::from_static("application/grpc")));
+    headers.push((HeaderName::from_static("grpc-status"), HeaderValue::from(code)));
+    headers.push((HeaderName::from_static("grpc-message"), HeaderValue::from_static(answer.reason())));
+    Rendered { status: StatusCode::OK, headers, body: String::new() }
+}
+
+fn form(request: &HeaderMap) -> Form {
+    let is_grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
+    if request.get(CONTENT_TYPE).is_some_and(is_grpc) {
+        return Form::Grpc;
+    }
+    let accept = request.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let position = |kind: &str| accept.split(',').position(|entry| entry.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case(kind));
+    match (position("text/html"), position("application/json").or_else(|| position("application/problem+json"))) {
+        (Some(html), Some(json)) if json < html => Form::Json,
+        (Some(_), _) => Form::Html,
+        (None, Some(_)) => Form::Json,
+        (None, None) => Form::Text,
+    }
+}
+
+fn text(answer: &Answer, request_id: &str) -> String {
+    let status = answer.status();
+    format!("{} {}\n{}\nrequest {request_id}\n", status.as_u16(), status.canonical_reason().unwrap_or(""), answer.sentence())
+}
+
+fn json(answer: &Answer, request_id: &str) -> String {
+    let status = answer.status();
+    let value = serde_json::json!({
+        "status": status.as_u16(),
+        "error": status.canonical_reason().unwrap_or(""),
+        "message": answer.sentence(),
+        "request_id": request_id,
+    });
+    format!("{value}\n")
+}
+
+const STYLE: &str = "*{box-sizing:border-box}body{margin:0;min-height:100vh;display:grid;place-items:center;\
+font:16px/1.5 system-ui,sans-serif;background:#f6f5f1;color:#2b2a27}main{max-width:30rem;padding:2rem}\
+h1{font-size:3.5rem;line-height:1;margin:0;color:#b7791f}h2{font-size:1.25rem;margin:.5rem 0 1rem}\
+p{margin:.5rem 0}small{color:#6b675e;font-family:ui-monospace,monospace;word-break:break-all}a{color:inherit}\
+@media(prefers-color-scheme:dark){body{background:#1d1c1a;color:#e8e6e1}h1{color:#e0a94a}small{color:#9c978c}}";
+
+fn page(answer: &Answer, request_id: &str) -> String {
+    let status = answer.status();
+    let name = status.canonical_reason().unwrap_or("");
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="robots" content="noindex";
+                title { (status.as_u16()) " " (name) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                main {
+                    h1 { (status.as_u16()) }
+                    h2 { (name) }
+                    p { (answer.sentence()) }
+                    @if let Answer::Redirect(_, to) = answer { p { a href=(to) { (to) } } }
+                    p { small { "request " (request_id) } }
+                }
+            }
+        }
+    }
+    .into_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(accept: &str, kind: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_str(accept).unwrap());
+        if !kind.is_empty() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_str(kind).unwrap());
+        }
+        headers
+    }
+
+    fn header<'a>(rendered: &'a Rendered, name: &str) -> Option<&'a str> {
+        rendered.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.to_str().unwrap())
+    }
+
+    #[test]
+    fn everybody_gets_the_form_they_asked_for() {
+        let table = [
+            ("text/html,application/xhtml+xml,*/*;q=0.8", "", "text/html; charset=utf-8"),
+            ("application/json", "", "application/json"),
+            ("application/json, text/html", "", "application/json"),
+            ("*/*", "", "text/plain; charset=utf-8"),
+            ("", "", "text/plain; charset=utf-8"),
+            ("*/*", "application/grpc+proto", "application/grpc"),
+        ];
+        for (accept, kind, expected) in table {
+            let rendered = render(&Answer::NotFound, &Method::GET, &asked(accept, kind), "r1");
+            assert_eq!(header(&rendered, "content-type"), Some(expected), "{accept}");
+            assert_eq!(header(&rendered, "x-request-id"), Some("r1"));
+        }
+    }
+
+    #[test]
+    fn the_request_id_is_in_every_body_and_is_escaped() {
+        for accept in ["text/html", "application/json", "*/*"] {
+            let rendered = render(&Answer::BadGateway, &Method::GET, &asked(accept, ""), "id-42");
+            assert!(rendered.body.contains("id-42"), "{accept}");
+            assert_eq!(header(&rendered, "content-length"), Some(rendered.body.len().to_string().as_str()));
+        }
+        let evil = Answer::Redirect(StatusCode::FOUND, "https://a/\"><script>".to_owned());
+        assert!(!render(&evil, &Method::GET, &asked("text/html", ""), "r").body.contains("<script>"));
+    }
+
+    #[test]
+    fn no_healthy_task_says_when_to_come_back() {
+        let rendered = render(&Answer::Unavailable, &Method::GET, &asked("", ""), "r");
+        assert_eq!((rendered.status.as_u16(), header(&rendered, "retry-after")), (503, Some("5")));
+        let rendered = render(&Answer::Maintenance(Some(90)), &Method::GET, &asked("", ""), "r");
+        assert_eq!((rendered.status.as_u16(), header(&rendered, "retry-after")), (503, Some("90")));
+    }
+
+    #[test]
+    fn head_gets_the_length_but_no_body() {
+        let rendered = render(&Answer::NotFound, &Method::HEAD, &asked("", ""), "r");
+        assert!(rendered.body.is_empty() && header(&rendered, "content-length") != Some("0"));
+    }
+
+    #[test]
+    fn grpc_is_told_in_its_own_way() {
+        let rendered = render(&Answer::Unavailable, &Method::POST, &asked("", "application/grpc"), "r");
+        assert_eq!((rendered.status.as_u16(), header(&rendered, "grpc-status")), (200, Some("14")));
+    }
+}

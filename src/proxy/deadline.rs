@@ -1,0 +1,63 @@
+//! A time limit on an upstream connection that pingora's one read timeout cannot express: the response's head within
+//! one time, the gaps of its body within another, the whole request within a third.
+//! When it runs out the socket is shut down, which pingora sees as the upstream's end.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::sys::socket::{Shutdown, shutdown};
+use nix::unistd::{close, dup};
+use tokio::task::AbortHandle;
+
+/// Shuts an upstream connection down when its time is over; dropping it in time prevents that.
+#[derive(Debug)]
+pub struct Deadline {
+    timer: AbortHandle,
+    fired: Arc<AtomicBool>,
+}
+
+/// Our own descriptor of the socket, so that its number cannot be somebody else's by the time the timer fires.
+struct Socket(RawFd);
+
+impl Socket {
+    fn shut_down(&self) {
+        // It fails only where the connection is closed already, which is what was wanted.
+        let _ = shutdown(self.0, Shutdown::Both);
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Err(error) = close(self.0) {
+            tracing::warn!(%error, "closing the descriptor of a deadline");
+        }
+    }
+}
+
+impl Deadline {
+    /// Starts the timer. `None` when the process is out of descriptors; pingora's read timeout then bounds the wait alone.
+    pub fn arm(socket: RawFd, after: Duration) -> Option<Deadline> {
+        let socket = Socket(dup(socket).ok()?);
+        let fired = Arc::new(AtomicBool::new(false));
+        let flag = fired.clone();
+        let timer = tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            flag.store(true, Ordering::Release);
+            socket.shut_down();
+        });
+        Some(Deadline { timer: timer.abort_handle(), fired })
+    }
+
+    /// Did it run out?
+    pub fn fired(&self) -> bool {
+        self.fired.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        self.timer.abort();
+    }
+}

@@ -1,0 +1,68 @@
+//! Reading a request's head off pingora's session: the target, its size, its framing, the connection that it came on.
+
+use std::net::SocketAddr;
+
+use http::header;
+use http::{StatusCode, Version};
+use pingora_http::RequestHeader;
+use pingora_proxy::Session;
+
+use super::answer::Answer;
+use super::forwarded::Connection;
+use super::stream::PerConnection;
+use crate::route;
+
+/// Everything of a head that routing needs, read once.
+pub(super) struct Target {
+    pub(super) host: String,
+    pub(super) path: String,
+    pub(super) query: String,
+}
+
+pub(super) fn target(request: &RequestHeader) -> std::result::Result<Target, Answer> {
+    const BAD_TARGET: Answer = Answer::Refused(StatusCode::BAD_REQUEST, "The request's target cannot be understood.");
+    const BAD_HOST: Answer = Answer::Refused(StatusCode::BAD_REQUEST, "The request's host is not a host name.");
+    if !request.raw_path_is_utf8() {
+        return Err(BAD_TARGET);
+    }
+    let authority = match request.uri.authority() {
+        Some(authority) => authority.as_str(),
+        None => match request.headers.get(header::HOST) {
+            Some(host) => host.to_str().map_err(|_| BAD_HOST)?,
+            None => "",
+        },
+    };
+    let host = super::host_of(authority).ok_or(BAD_HOST)?.into_owned();
+    let path = match request.uri.path() {
+        "" | "*" => "/",
+        path => path,
+    };
+    let path = route::canonical_path(path).ok_or(BAD_TARGET)?.into_owned();
+    Ok(Target { host, path, query: request.uri.query().unwrap_or("").to_owned() })
+}
+
+pub(super) fn head_bytes(request: &RequestHeader) -> usize {
+    request.raw_path().len() + request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()
+}
+
+/// pingora drops Content-Length where Transfer-Encoding is present too and forbids reuse; that is how both are seen here.
+/// RFC 9112, 6.3: such a message ought to be handled as an error.
+pub(super) fn is_ambiguously_framed(session: &Session) -> bool {
+    let request = session.req_header();
+    let asked_close = request.headers.get_all(header::CONNECTION).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
+    request.version == Version::HTTP_11
+        && request.headers.contains_key(header::TRANSFER_ENCODING)
+        && !asked_close
+        && session.get_keepalive().is_none()
+}
+
+pub(super) fn per_connection(session: &Session) -> Option<PerConnection> {
+    let digest = session.digest()?.proxy_digest.as_ref()?;
+    digest.user_data.as_ref()?.downcast_ref::<PerConnection>().cloned()
+}
+
+/// For a session that our own accept loop did not make.
+pub(super) fn unknown_connection() -> Connection {
+    let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+    Connection { peer: nowhere, local: nowhere, secure: false }
+}

@@ -1,0 +1,326 @@
+//! pingora's phases, each handed to the pure functions of `proxy`: this file reads sockets and writes them, and decides nothing.
+//! One load of the state per request; the `Arc` stays in the request's context up to its log line.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::StatusCode;
+use http::header;
+use pingora_core::modules::http::HttpModules;
+use pingora_core::protocols::Digest;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_error::{Error, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+
+use super::answer::{self, Answer};
+use super::exchange::{Exchange, record};
+use super::head::{head_bytes, is_ambiguously_framed, per_connection, target, unknown_connection};
+use super::peer::{UPGRADED_IDLE, apply, peer, rewrite};
+use super::reply::{answer_to, write};
+use super::{Observer, Routed, forwarded};
+use crate::route::Head;
+use crate::state::{Action, Live};
+use crate::upstream::{Affinity, Ledger, Scheme};
+
+/// The proxy application that pingora drives.
+pub struct Edge {
+    live: Arc<Live>,
+    ledger: Arc<Ledger>,
+    observer: Arc<dyn Observer>,
+}
+
+impl Edge {
+    pub fn new(live: Arc<Live>, ledger: Arc<Ledger>, observer: Arc<dyn Observer>) -> Edge {
+        Edge { live, ledger, observer }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Edge {
+    type CTX = Exchange;
+
+    fn new_ctx(&self) -> Exchange {
+        Exchange::new(self.live.load())
+    }
+
+    /// Compression is a later feature; pingora would otherwise add a switched-off compressor to every request.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Exchange) -> Result<()> {
+        let keep_alive = ctx.state.config.proxy.keep_alive;
+        // Narrow pingora's "for ever" only; a connection that must close stays so.
+        if session.get_keepalive() == Some(0) {
+            session.set_keepalive(Some(keep_alive.as_secs().max(1)));
+        }
+        ctx.connection = per_connection(session);
+        if let Some(connection) = &ctx.connection {
+            connection.phase.done();
+        }
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Exchange) -> Result<bool> {
+        let answer = match self.decide(session, ctx) {
+            Routed::Forward(route) => {
+                if let Action::Forward { timeouts, .. } = &route.action {
+                    let idle = if session.is_upgrade_req() { timeouts.idle.max(UPGRADED_IDLE) } else { timeouts.idle };
+                    session.set_read_timeout(Some(idle));
+                    session.set_write_timeout(Some(idle));
+                }
+                ctx.route = Some(route);
+                return Ok(false);
+            }
+            Routed::Answer(route, answer) => {
+                ctx.route = route;
+                answer
+            }
+        };
+        self.respond(session, ctx, answer).await?;
+        Ok(true)
+    }
+
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Exchange) -> Result<Box<HttpPeer>> {
+        let Some(Action::Forward { pool, timeouts, .. }) = ctx.route.as_deref().map(|route| &route.action) else {
+            return Error::e_explain(ErrorType::HTTPStatus(500), "no route to forward to");
+        };
+        let headers = &session.req_header().headers;
+        let affinity = Affinity {
+            client: ctx.origin.as_ref().map(|origin| origin.client),
+            key: super::affinity_key(pool, headers),
+            token: pool.sticky.as_deref().and_then(|name| super::cookie(headers, name)),
+        };
+        let Some(backend) = pool.pick(&self.ledger, affinity, &ctx.tried, fastrand::u64(..)) else {
+            let status = if ctx.tried.is_empty() { 503 } else { 502 };
+            return Error::e_explain(ErrorType::HTTPStatus(status), "no healthy task is left to try");
+        };
+        let peer = peer(backend, timeouts, session);
+        let backend = backend.clone();
+        ctx.failure = None;
+        ctx.in_flight = Some(self.ledger.start(&backend));
+        ctx.backend = Some(backend);
+        ctx.attempts += 1;
+        ctx.attempt_began = Some(Instant::now());
+        Ok(Box::new(peer))
+    }
+
+    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Exchange, mut error: Box<Error>) -> Box<Error> {
+        if let Some(backend) = &ctx.backend {
+            ctx.tried.push(backend.id.clone());
+        }
+        if let Some(in_flight) = ctx.in_flight.take() {
+            in_flight.failed();
+        }
+        ctx.failure = Some(format!("connect: {}", error.etype().as_str()));
+        // Nothing of the request left us, so any method may be tried elsewhere.
+        let elsewhere = ctx.may_retry() && self.has_untried(ctx);
+        error.set_retry(elsewhere);
+        error
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        socket: RawFd,
+        _digest: Option<&Digest>,
+        ctx: &mut Exchange,
+    ) -> Result<()> {
+        // An HTTP/2 connection carries other requests too: there the read timeout is all there is.
+        if ctx.backend.as_ref().is_some_and(|backend| matches!(backend.scheme, Scheme::Http | Scheme::Https)) {
+            ctx.arm_deadlines(socket);
+        }
+        ctx.connect = ctx.attempt_began.map(|began| began.elapsed());
+        Ok(())
+    }
+
+    async fn upstream_request_filter(&self, session: &mut Session, request: &mut RequestHeader, ctx: &mut Exchange) -> Result<()> {
+        let (Some(route), Some(origin)) = (&ctx.route, &ctx.origin) else {
+            return Error::e_explain(ErrorType::HTTPStatus(500), "forwarding without a route");
+        };
+        let prefix = rewrite(request, route, &ctx.path, &ctx.query)?;
+        // An upgrade that pingora took out of the request is none any more.
+        if session.is_upgrade_req() && request.headers.contains_key(header::UPGRADE) {
+            for name in super::hop_by_hop(&request.headers) {
+                request.remove_header(&name);
+            }
+            request.insert_header(header::CONNECTION, "Upgrade")?;
+        }
+        for name in forwarded::FAMILY {
+            request.remove_header(&name);
+        }
+        request.insert_header(forwarded::X_FORWARDED_FOR, origin.chain.as_str())?;
+        request.insert_header(forwarded::X_REAL_IP, origin.client.to_string())?;
+        request.insert_header(forwarded::X_FORWARDED_PROTO, if origin.secure { "https" } else { "http" })?;
+        request.insert_header(forwarded::X_FORWARDED_PORT, origin.port.to_string())?;
+        request.insert_header(forwarded::X_FORWARDED_HOST, origin.host.as_str())?;
+        request.insert_header(header::FORWARDED, origin.forwarded.as_str())?;
+        request.insert_header(forwarded::X_REQUEST_ID, origin.request_id.as_str())?;
+        if let Some(prefix) = prefix {
+            request.insert_header(forwarded::X_FORWARDED_PREFIX, prefix)?;
+        }
+        apply(&route.traffic.request_headers, |name, value| match value {
+            Some(value) => request.insert_header(name, value.clone()),
+            None => {
+                request.remove_header(name);
+                Ok(())
+            }
+        })
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        ctx: &mut Exchange,
+        reused: bool,
+    ) -> Box<Error> {
+        if ctx.out_of_time() {
+            return Error::new_up(ErrorType::ReadTimedout);
+        }
+        let mut error = error;
+        let repeatable = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
+        if repeatable && ctx.may_retry() {
+            error.retry.decide_reuse(reused);
+        } else {
+            error.set_retry(false);
+        }
+        error
+    }
+
+    /// A body without a length ends with its connection, so an end that we caused must not pass for a whole body.
+    fn response_body_filter(&self, _: &mut Session, _: &mut Option<Bytes>, end: bool, ctx: &mut Exchange) -> Result<Option<Duration>> {
+        let late = ctx.forward().and_then(|(_, timeouts, _)| timeouts.request).is_some_and(|whole| ctx.began.elapsed() > whole);
+        if (end && ctx.out_of_time()) || late {
+            return Err(Error::new_up(ErrorType::ReadTimedout));
+        }
+        Ok(None)
+    }
+
+    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, ctx: &mut Exchange) -> Result<()> {
+        if !response.status.is_informational() {
+            ctx.head_deadline = None;
+        }
+        if ctx.upstream.is_none() {
+            ctx.upstream = ctx.attempt_began.map(|began| began.elapsed().saturating_sub(ctx.connect.unwrap_or_default()));
+        }
+        if response.status.is_informational() {
+            return Ok(());
+        }
+        let Some(route) = &ctx.route else { return Ok(()) };
+        for name in super::hop_by_hop(&response.headers) {
+            response.remove_header(&name);
+        }
+        if let Some(cors) = &route.traffic.cors {
+            for (name, value) in super::cors_headers(cors, &session.req_header().headers, false) {
+                if name == header::VARY {
+                    response.append_header(name, value)?;
+                } else {
+                    response.insert_header(name, value)?;
+                }
+            }
+        }
+        if let (Action::Forward { pool, .. }, Some(backend), Some(origin)) = (&route.action, &ctx.backend, &ctx.origin)
+            && let Some(name) = &pool.sticky
+            && super::cookie(&session.req_header().headers, name) != Some(&*backend.token)
+            && let Some(cookie) = super::sticky_cookie(name, &backend.token, origin.secure)
+        {
+            response.append_header(header::SET_COOKIE, cookie)?;
+        }
+        response.insert_header(forwarded::X_REQUEST_ID, ctx.request_id())?;
+        apply(&route.traffic.response_headers, |name, value| match value {
+            Some(value) => response.insert_header(name, value.clone()),
+            None => {
+                response.remove_header(name);
+                Ok(())
+            }
+        })
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Exchange) -> FailToProxy {
+        if ctx.failure.is_none() {
+            ctx.failure = Some(format!("{}: {}", error.esource().as_str(), error.etype().as_str()));
+        }
+        let Some(answer) = answer_to(error) else {
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+        };
+        let code = answer.status().as_u16();
+        if session.response_written().is_none_or(|head| head.status.is_informational())
+            && let Err(error) = self.respond(session, ctx, answer).await
+        {
+            tracing::debug!(%error, "the client left before the error page");
+        }
+        FailToProxy { error_code: code, can_reuse_downstream: false }
+    }
+
+    /// pingora would log every failed request on its own; the access log has them all, with the reason.
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Exchange, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Exchange, _: &Error, _: ProxyWarnLogContext) -> bool {
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Exchange) {
+        if let Some(connection) = &ctx.connection {
+            connection.phase.awaited();
+        }
+        let record = record(session, error, ctx);
+        self.observer.finished(&record);
+    }
+}
+
+impl Edge {
+    /// Head in, decision out; everything that the later phases need of the head is kept.
+    fn decide(&self, session: &Session, ctx: &mut Exchange) -> Routed {
+        let request = session.req_header();
+        let connection = ctx.connection.as_ref().map_or_else(unknown_connection, |per| per.connection);
+        let config = &ctx.state.config.proxy;
+        let id = forwarded::request_id(fastrand::u128(..));
+        let target = target(request);
+        let host = target.as_ref().map_or("", |target| target.host.as_str());
+        let origin = forwarded::origin(&connection, &request.headers, &config.trusted_proxies, host, id);
+        let refused = super::refuse(
+            request.version,
+            &request.headers,
+            request.uri.authority().is_some(),
+            head_bytes(request),
+            config.max_header_bytes,
+        );
+        let ambiguous = Answer::Refused(StatusCode::BAD_REQUEST, "The request has both Content-Length and Transfer-Encoding.");
+        let refused = refused.or_else(|| is_ambiguously_framed(session).then_some(ambiguous));
+        let client = origin.client;
+        ctx.origin = Some(origin);
+        let target = match (target, refused) {
+            (_, Some(answer)) | (Err(answer), None) => return Routed::Answer(None, answer),
+            (Ok(target), None) => target,
+        };
+        (ctx.host, ctx.path, ctx.query) = (target.host, target.path, target.query);
+        let head = Head { host: &ctx.host, path: &ctx.path, query: &ctx.query, method: &request.method, headers: &request.headers, client };
+        match &ctx.origin {
+            Some(origin) => super::route(&ctx.state, &head, origin, ctx.at),
+            None => Routed::Answer(None, Answer::NotFound),
+        }
+    }
+
+    fn has_untried(&self, ctx: &Exchange) -> bool {
+        let affinity = Affinity { client: ctx.origin.as_ref().map(|origin| origin.client), ..Affinity::default() };
+        ctx.forward().is_some_and(|(pool, _, _)| pool.pick(&self.ledger, affinity, &ctx.tried, 0).is_some())
+    }
+
+    async fn respond(&self, session: &mut Session, ctx: &mut Exchange, answer: Answer) -> Result<()> {
+        let request = session.req_header();
+        let mut rendered = answer::render(&answer, &request.method, &request.headers, ctx.request_id());
+        if let Some(cors) = ctx.route.as_ref().and_then(|route| route.traffic.cors.as_ref()) {
+            rendered.headers.extend(super::cors_headers(cors, &request.headers, answer == Answer::Preflight));
+        }
+        ctx.answered = Some(answer);
+        write(session, rendered).await
+    }
+}

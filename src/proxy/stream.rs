@@ -1,0 +1,239 @@
+//! A client connection as pingora wants it: our own accept loop hands these to the proxy.
+//! It buffers writes, remembers who is at the other end, looks for the HTTP/2 preface, and limits how long a request head may take.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora_core::protocols::l4::socket::SocketAddr as PeerAddr;
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID, UniqueIDType,
+};
+use pingora_http::ResponseHeader;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+use super::forwarded::Connection;
+
+/// Head and start of a body leave in one packet.
+const WRITE_BUFFER: usize = 8 * 1024;
+
+/// Is the connection reading a request head? Even: a head is awaited; odd: it was read and the request is being served.
+/// Counting, not a flag, so that a deadline of one head never ends the next.
+#[derive(Debug, Default)]
+pub struct HeadPhase(AtomicU32);
+
+impl HeadPhase {
+    /// The head was read: bodies may take as long as the route's timeouts allow.
+    pub fn done(&self) {
+        self.0.fetch_or(1, Ordering::Relaxed);
+    }
+
+    /// The request is finished, the next one's head is awaited.
+    pub fn awaited(&self) {
+        self.0.fetch_add(self.now() & 1, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What travels with each request of the connection.
+#[derive(Clone, Debug)]
+pub struct PerConnection {
+    pub connection: Connection,
+    pub phase: Arc<HeadPhase>,
+}
+
+/// A plain TCP connection from a client.
+#[derive(Debug)]
+pub struct ClientStream {
+    inner: BufWriter<TcpStream>,
+    /// Bytes that were read while looking for the HTTP/2 preface, given out first.
+    peeked: Vec<u8>,
+    given: usize,
+    phase: Arc<HeadPhase>,
+    header_timeout: Duration,
+    /// Runs from the head's first byte (for the first request: from the accept) until the head was read.
+    deadline: Option<(u32, Pin<Box<Sleep>>)>,
+    socket: Arc<SocketDigest>,
+    proxy: Arc<ProxyDigest>,
+    established: TimingDigest,
+}
+
+impl ClientStream {
+    /// Wraps an accepted socket. `header_timeout` starts now.
+    ///
+    /// # Errors
+    /// When the socket's own address cannot be read: it is closed already.
+    pub fn new(tcp: TcpStream, peer: SocketAddr, header_timeout: Duration) -> io::Result<ClientStream> {
+        tcp.set_nodelay(true)?;
+        let connection = Connection { peer, local: tcp.local_addr()?, secure: false };
+        let phase = Arc::new(HeadPhase::default());
+        let socket = SocketDigest::from_raw_fd(tcp.as_raw_fd());
+        // Set once, before anybody else holds the digest, so it cannot be occupied.
+        let _ = socket.peer_addr.set(Some(PeerAddr::Inet(peer)));
+        let context = PerConnection { connection, phase: phase.clone() };
+        let head = ResponseHeader::build(200, Some(0)).map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(ClientStream {
+            inner: BufWriter::with_capacity(WRITE_BUFFER, tcp),
+            peeked: Vec::new(),
+            given: 0,
+            phase,
+            header_timeout,
+            deadline: Some((0, Box::pin(tokio::time::sleep(header_timeout)))),
+            socket: Arc::new(socket),
+            proxy: Arc::new(ProxyDigest::new(Box::new(head), Some(Box::new(context)))),
+            established: TimingDigest { established_ts: std::time::SystemTime::now(), ..TimingDigest::default() },
+        })
+    }
+
+    /// Fails the read when the head takes too long. Between requests no deadline runs: pingora's keep-alive limit does.
+    fn check_deadline(&mut self, cx: &mut Context<'_>) -> Result<(), io::Error> {
+        let phase = self.phase.now();
+        match &mut self.deadline {
+            Some((armed, deadline)) if *armed == phase => match deadline.as_mut().poll(cx) {
+                Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::TimedOut, "the request's head took too long")),
+                Poll::Pending => Ok(()),
+            },
+            Some(_) => {
+                self.deadline = None;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes arrived: the first ones of a head start its deadline.
+    fn bytes_arrived(&mut self) {
+        let phase = self.phase.now();
+        let armed = self.deadline.as_ref().is_some_and(|(armed, _)| *armed == phase);
+        if phase.is_multiple_of(2) && !armed {
+            self.deadline = Some((phase, Box::pin(tokio::time::sleep(self.header_timeout))));
+        }
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.given < self.peeked.len() {
+            let rest = &self.peeked[self.given..];
+            let count = rest.len().min(buf.remaining());
+            buf.put_slice(&rest[..count]);
+            self.given += count;
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        match Pin::new(&mut self.inner).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => {
+                if buf.filled().len() > before {
+                    self.bytes_arrived();
+                }
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => match self.check_deadline(cx) {
+                Ok(()) => Poll::Pending,
+                Err(error) => Poll::Ready(Err(error)),
+            },
+        }
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl Shutdown for ClientStream {
+    async fn shutdown(&mut self) {
+        if let Err(error) = AsyncWriteExt::shutdown(&mut self.inner).await {
+            tracing::debug!(%error, "closing a client connection");
+        }
+    }
+}
+
+#[async_trait]
+impl Peek for ClientStream {
+    /// Reads until `buf` is full or the bytes differ from the HTTP/2 preface: a short HTTP/1 request must not wait for more.
+    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
+        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let limit = self.header_timeout;
+        let mut seen = Vec::with_capacity(buf.len());
+        while seen.len() < buf.len() && PREFACE.starts_with(&seen) {
+            let mut chunk = [0_u8; 24];
+            let wanted = (buf.len() - seen.len()).min(chunk.len());
+            let count = tokio::time::timeout(limit, self.inner.read(&mut chunk[..wanted]))
+                .await
+                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the client sent nothing"))??;
+            if count == 0 {
+                break;
+            }
+            seen.extend_from_slice(&chunk[..count]);
+        }
+        let is_preface = seen.len() == buf.len() && PREFACE.starts_with(&seen);
+        if is_preface {
+            // HTTP/2 has its own idle limit; the head deadline is for HTTP/1.
+            self.phase.done();
+            buf.copy_from_slice(&seen);
+        } else {
+            buf.fill(0);
+        }
+        self.peeked = seen;
+        self.given = 0;
+        Ok(true)
+    }
+}
+
+impl UniqueID for ClientStream {
+    fn id(&self) -> UniqueIDType {
+        self.inner.get_ref().as_raw_fd()
+    }
+}
+
+impl Ssl for ClientStream {}
+
+impl GetTimingDigest for ClientStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        vec![Some(self.established.clone())]
+    }
+}
+
+impl GetProxyDigest for ClientStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        Some(self.proxy.clone())
+    }
+}
+
+impl GetSocketDigest for ClientStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(self.socket.clone())
+    }
+}
