@@ -44,6 +44,7 @@
 pub mod auth;
 pub mod backup;
 pub mod certificate;
+pub mod cli;
 pub mod config;
 pub mod diagnostic;
 pub mod label;
@@ -51,6 +52,7 @@ pub mod policy;
 pub mod provider;
 pub mod proxy;
 pub mod route;
+pub mod server;
 pub mod snapshot;
 pub mod state;
 pub mod store;
