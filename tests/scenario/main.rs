@@ -4,3 +4,4 @@ mod discovery;
 mod edge;
 mod harness;
 mod swarm;
+mod tls;
