@@ -51,6 +51,9 @@ pub enum Error {
     Bind(#[from] BindError),
     #[error("{0}")]
     Start(String),
+    /// Half an edge that goes on with what it last knew would be silent about it.
+    #[error("a part of the edge ended by itself: {0}")]
+    Part(tokio::task::JoinError),
     #[error("cannot watch signals: {0}")]
     Signals(#[source] std::io::Error),
 }
@@ -222,14 +225,19 @@ pub async fn run(options: Options, announce: impl FnOnce(&Running)) -> Result<()
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
-    let running = start(options).await?;
+    let mut running = start(options).await?;
     announce(&running);
-    loop {
+    let mut broken = None;
+    while broken.is_none() {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => running.reload(),
+            Some(ended) = running.tasks.join_next() => broken = ended.err(),
         }
+    }
+    if let Some(error) = &broken {
+        tracing::error!(%error, "a part of the edge ended by itself; stopping, so that it is started again as a whole");
     }
     tracing::info!("stopping: finishing what flows; a second signal cuts it");
     let cut = tokio::select! {
@@ -241,7 +249,7 @@ pub async fn run(options: Options, announce: impl FnOnce(&Running)) -> Result<()
         0 => tracing::info!("stopped, nothing was cut"),
         cut => tracing::warn!(cut, "stopped; connections were still busy at the end of proxy.drain"),
     }
-    Ok(())
+    broken.map_or(Ok(()), |error| Err(Error::Part(error)))
 }
 
 fn stacks(files: Vec<PathBuf>, demo: Option<BTreeMap<String, String>>) -> Vec<Stack> {

@@ -118,7 +118,8 @@ pub fn render(answer: &Answer, method: &Method, request: &HeaderMap, request_id:
         headers.push((RETRY_AFTER, HeaderValue::from(seconds)));
     }
     if let Answer::Redirect(_, to) = answer
-        && let Ok(to) = HeaderValue::from_str(to)
+        // Bytes, not text: a path may hold letters beyond ASCII as they were sent.
+        && let Ok(to) = HeaderValue::from_bytes(to.as_bytes())
     {
         headers.push((LOCATION, to));
     }
@@ -269,6 +270,15 @@ mod tests {
         assert_eq!((rendered.status.as_u16(), header(&rendered, "retry-after")), (503, Some("5")));
         let rendered = render(&Answer::Maintenance(Some(90)), &Method::GET, &asked("", ""), "r");
         assert_eq!((rendered.status.as_u16(), header(&rendered, "retry-after")), (503, Some("90")));
+    }
+
+    #[test]
+    fn a_redirect_always_says_where_to() {
+        for to in ["http://a.test/", "http://a.test/\u{e4}?q=\u{fc}"] {
+            let rendered = render(&Answer::Redirect(StatusCode::FOUND, to.to_owned()), &Method::GET, &asked("", ""), "r");
+            let place = rendered.headers.iter().find(|(name, _)| name == LOCATION).expect("a place");
+            assert_eq!(place.1.as_bytes(), to.as_bytes());
+        }
     }
 
     #[test]

@@ -14,8 +14,8 @@ pub const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-
 pub const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Every header of this family that a client may send; all are removed before ours are set.
-pub const FAMILY: [HeaderName; 8] =
+/// The headers of this family that we set ourselves.
+const FAMILY: [HeaderName; 8] =
     [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, X_FORWARDED_PORT, X_FORWARDED_PREFIX, X_REAL_IP, X_REQUEST_ID, FORWARDED];
 
 /// A chain of proxies longer than this is cut at its far end; it is text that strangers wrote.
@@ -35,6 +35,8 @@ pub struct Connection {
 pub struct Origin {
     /// The first address from our side that is not a trusted proxy.
     pub client: IpAddr,
+    /// The peer is one of the proxies in front of us.
+    pub trusted: bool,
     pub secure: bool,
     /// The port that the client connected to, as far as we know.
     pub port: u16,
@@ -55,6 +57,7 @@ pub fn origin(connection: &Connection, headers: &HeaderMap, trusted: &[IpNet], h
     if !is_trusted(peer, trusted) {
         return Origin {
             client: peer,
+            trusted: false,
             secure: connection.secure,
             port: connection.local.port(),
             host: host.to_owned(),
@@ -73,6 +76,7 @@ pub fn origin(connection: &Connection, headers: &HeaderMap, trusted: &[IpNet], h
     elements.push(element(peer, host, proto));
     Origin {
         client: client.unwrap_or(peer),
+        trusted: true,
         secure,
         port: believed_port(headers).unwrap_or(if secure != connection.secure { default_port(secure) } else { connection.local.port() }),
         host: believed_host(headers).unwrap_or_else(|| host.to_owned()),
@@ -80,6 +84,16 @@ pub fn origin(connection: &Connection, headers: &HeaderMap, trusted: &[IpNet], h
         forwarded: elements.join(", "),
         request_id: believed_id(headers).unwrap_or(fresh_id),
     }
+}
+
+/// Headers of a request that must not go on as they came: what we set ourselves, and of strangers everything that claims to be
+/// from a proxy (`X-Forwarded-User`). Underscores count as hyphens, because many upstreams read them so.
+pub fn replaced(headers: &HeaderMap, trusted: bool) -> Vec<HeaderName> {
+    let claims = |name: &HeaderName| {
+        let plain = name.as_str().replace('_', "-");
+        FAMILY.iter().any(|own| own.as_str() == plain) || (!trusted && plain.starts_with("x-forwarded-"))
+    };
+    headers.keys().filter(|name| claims(name)).cloned().collect()
 }
 
 /// Is `address` one of the proxies in front of us?
@@ -262,6 +276,26 @@ mod tests {
         let sent = headers(&[("x-forwarded-proto", "gopher"), ("x-request-id", "bad id"), ("x-forwarded-port", "99999")]);
         let seen = origin(&connection("10.0.0.9:1"), &sent, &trusted(), "a.test", "id".into());
         assert_eq!((seen.secure, seen.port, seen.request_id.as_str()), (false, 8080, "id"));
+    }
+
+    #[test]
+    fn claims_of_strangers_stay_behind_in_every_spelling() {
+        // header, goes on from a stranger, goes on from a trusted proxy
+        let table = [
+            ("x-forwarded-for", false, false),
+            ("x_forwarded_for", false, false),
+            ("x-forwarded_proto", false, false),
+            ("x_real_ip", false, false),
+            ("x-request-id", false, false),
+            ("x-forwarded-user", false, true),
+            ("x_forwarded_user", false, true),
+            ("x-forward", true, true),
+            ("authorization", true, true),
+        ];
+        for (name, stranger, proxy) in table {
+            let sent = headers(&[(name, "1")]);
+            assert_eq!((replaced(&sent, false).is_empty(), replaced(&sent, true).is_empty()), (stranger, proxy), "{name}");
+        }
     }
 
     #[test]

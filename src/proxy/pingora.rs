@@ -150,7 +150,7 @@ impl ProxyHttp for Edge {
             }
             request.insert_header(header::CONNECTION, "Upgrade")?;
         }
-        for name in forwarded::FAMILY {
+        for name in forwarded::replaced(&request.headers, origin.trusted) {
             request.remove_header(&name);
         }
         request.insert_header(forwarded::X_FORWARDED_FOR, origin.chain.as_str())?;
@@ -203,7 +203,8 @@ impl ProxyHttp for Edge {
     }
 
     async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, ctx: &mut Exchange) -> Result<()> {
-        if !response.status.is_informational() {
+        // A 101 is the last head too: what follows is the upgraded connection.
+        if !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS {
             ctx.head_deadline = None;
         }
         if ctx.upstream.is_none() {
@@ -268,7 +269,8 @@ impl ProxyHttp for Edge {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Exchange) {
-        if let Some(connection) = &ctx.connection {
+        // Streams of HTTP/2 come and go while others flow: there is no next head to wait for.
+        if let Some(connection) = ctx.connection.as_ref().filter(|_| !session.is_http2()) {
             connection.phase.awaited();
         }
         let record = record(session, error, ctx);

@@ -47,6 +47,8 @@ async fn the_upstream_is_told_who_asks_and_strangers_are_not_believed() {
         ("forwarded", "for=6.6.6.6"),
         ("x-real-ip", "6.6.6.6"),
         ("x-request-id", "mine"),
+        ("x_forwarded_for", "6.6.6.6"),
+        ("x-forwarded-user", "admin"),
         ("connection", "keep-alive, x-secret"),
         ("x-secret", "hop"),
         ("proxy-authorization", "Basic x"),
@@ -60,6 +62,8 @@ async fn the_upstream_is_told_who_asks_and_strangers_are_not_believed() {
         ("x-forwarded-host", "web.test"),
         ("x-forwarded-port", &*edge.http.port().to_string()),
         ("forwarded", "for=127.0.0.1;host=\"web.test\";proto=http"),
+        ("x_forwarded_for", ""),
+        ("x-forwarded-user", ""),
         ("x-secret", ""),
         ("proxy-authorization", ""),
         ("host", "web.test"),
@@ -632,4 +636,53 @@ async fn a_reload_takes_effect_and_an_unusable_one_changes_nothing() {
     edge.running.reload();
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(believed(&edge).await, "an unusable configuration must change nothing");
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_outlives_the_response_timeout() {
+    let upstream = Upstream::start("web").await;
+    let edge = Edge::with(&stack(&[
+        ("skep.host", "web.test"),
+        ("skep.address", &upstream.address.to_string()),
+        ("skep.timeout-response", "300ms"),
+    ]))
+    .await;
+    let stream = TcpStream::connect(edge.http).await.unwrap();
+    let (mut socket, _) = tokio_tungstenite::client_async("ws://web.test/ws", stream).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    socket.send("still here".into()).await.unwrap();
+    assert_eq!(socket.next().await.unwrap().unwrap().into_text().unwrap(), "still here");
+}
+
+#[tokio::test]
+async fn a_slow_answer_outlives_the_idle_time_when_labelled_so() {
+    let upstream = Upstream::start("web").await;
+    let edge = Edge::with(&stack(&[
+        ("skep.host", "web.test"),
+        ("skep.address", &upstream.address.to_string()),
+        ("skep.timeout-response", "60m"),
+        ("skep.timeout-idle", "300ms"),
+    ]))
+    .await;
+    assert_eq!(get_path(edge.http, "web.test", "/delay/1200").await.status, 200);
+}
+
+#[tokio::test]
+async fn the_head_limit_is_not_for_http2_streams_that_flow() {
+    let upstream = Upstream::start("web").await;
+    let edge = Edge::with_config(&stack(&[("skep.host", "web.test"), ("skep.address", &upstream.address.to_string())]), |config| {
+        config.proxy.header_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let stream = TcpStream::connect(edge.http).await.unwrap();
+    let (mut client, mut connection) = h2::client::handshake(stream).await.unwrap();
+    let mut pings = connection.ping_pong().unwrap();
+    tokio::spawn(connection);
+    let get = |path: &str| http::Request::get(format!("http://web.test{path}")).body(()).unwrap();
+    let (slow, _) = client.send_request(get("/delay/1500"), true).unwrap();
+    let (quick, _) = client.send_request(get("/"), true).unwrap();
+    assert_eq!(quick.await.unwrap().status(), 200);
+    // Bytes that are no head, after a request has ended and while another flows.
+    pings.ping(h2::Ping::opaque()).await.unwrap();
+    assert_eq!(slow.await.unwrap().status(), 200);
 }
