@@ -264,3 +264,15 @@ impl Drop for Ended<'_> {
         self.0.wait().unwrap();
     }
 }
+
+/// The line of a label that was refused must not promise what the label wanted.
+#[test]
+fn a_refused_label_promises_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("stack.yml");
+    std::fs::write(&file, "services:\n  web:\n    deploy:\n      labels:\n        skep.host: https://shop.example.com:443\n").unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_skep")).arg("check").arg(&file).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("error, see below: a host has no scheme") && !text.contains("serves"), "{text}");
+}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::diagnostic::{Diagnostic, Severity, render, summary};
+use crate::diagnostic::{Diagnostic, Place, Severity, render, summary};
 use crate::snapshot::Snapshot;
 use crate::state::{self, View};
 
@@ -67,6 +67,24 @@ struct Explained {
     subject: String,
     line: String,
     meaning: String,
+    /// The label alone, to find what is said of it.
+    #[serde(skip)]
+    label: String,
+}
+
+impl Explained {
+    /// A label that an error points at does not do what it says: then the error is its meaning.
+    fn corrected(mut self, findings: &[Diagnostic]) -> Explained {
+        let about = |finding: &&Diagnostic| {
+            finding.severity == Severity::Error
+                && finding.subject == self.subject
+                && matches!(&finding.place, Some(Place::Label { key, .. }) if *key == self.label)
+        };
+        if let Some(finding) = findings.iter().find(about) {
+            self.meaning = format!("error, see below: {}", finding.message);
+        }
+        self
+    }
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
@@ -97,10 +115,11 @@ fn of_files(args: &Args) -> Result<Report, super::Failure> {
     for file in &mut files {
         file.stack = args.stack.clone().or(file.stack.take());
     }
-    let labels = files.iter().flat_map(|file| explain(file, &config)).collect();
+    let explained: Vec<Explained> = files.iter().flat_map(|file| explain(file, &config)).collect();
     let mut findings: Vec<Diagnostic> = files.iter_mut().flat_map(|file| std::mem::take(&mut file.findings)).collect();
     let Comparison { routes, changes, findings: found, against } = compare(files, running, config);
     findings.extend(found);
+    let labels = explained.into_iter().map(|line| line.corrected(&findings)).collect();
     let mut parts = sentences(&changes);
     parts.extend(against);
     parts.push(summary(&findings));
@@ -119,21 +138,24 @@ fn running(args: &Args, config: &Config) -> Result<Option<Snapshot>, super::Fail
 fn explain(file: &StackFile, config: &Config) -> Vec<Explained> {
     let keys = state::keys();
     let mut lines = Vec::new();
-    let mut say =
-        |subject: String, line: String, meaning: String| lines.push(Explained { file: file.path.clone(), subject, line, meaning });
+    let mut say = |subject: &str, label: &str, line: String, meaning: String| {
+        let (subject, label) = (subject.to_owned(), label.to_owned());
+        lines.push(Explained { file: file.path.clone(), subject, line, meaning, label });
+    };
+    let written = |label: &str, value: &str| format!("{label}: {}", meaning::shown(label, value));
     for service in &file.services {
         let subject = format!("service {}", service.name);
         for (label, value) in &service.labels {
             let meaning = meaning::of_label(label, value, &service.labels, &keys, config.labels.sismics_auth);
-            say(subject.clone(), format!("{label}: {}", meaning::shown(label, value)), meaning);
+            say(&subject, label, written(label, value), meaning);
         }
         for constraint in &service.constraints {
-            say(subject.clone(), format!("placement {constraint}"), meaning::of_constraint(constraint));
+            say(&subject, "", format!("placement {constraint}"), meaning::of_constraint(constraint));
         }
     }
     for (volume, labels) in &file.volumes {
         for (label, value) in labels {
-            say(format!("volume {volume}"), format!("{label}: {}", meaning::shown(label, value)), meaning::of_volume_label(label, value));
+            say(&format!("volume {volume}"), label, written(label, value), meaning::of_volume_label(label, value));
         }
     }
     lines
