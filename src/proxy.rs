@@ -2,6 +2,7 @@
 //! The shell in `proxy/pingora.rs` calls these functions at pingora's phases and makes no choice of its own.
 
 pub mod answer;
+mod chunks;
 mod deadline;
 mod exchange;
 pub mod forwarded;
@@ -10,6 +11,7 @@ mod peer;
 pub mod pingora;
 mod reply;
 pub mod stream;
+mod wire;
 
 use std::borrow::Cow;
 use std::sync::Arc;

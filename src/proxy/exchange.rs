@@ -4,18 +4,43 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::Version;
-use http::header::{self, HeaderName};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Version};
 use pingora_error::Error;
 use pingora_proxy::Session;
 
+use super::Routed;
 use super::answer::Answer;
 use super::deadline::Deadline;
-use super::forwarded::Origin;
+use super::forwarded::{self, Origin};
+use super::head::{Target, unknown_connection};
 use super::stream::PerConnection;
+use crate::route::Head;
 use crate::state::{Action, Route, State};
 use crate::telemetry::Record;
+use crate::traffic::HeaderEdit;
 use crate::upstream::{Backend, InFlight, Pool, Timeouts};
+
+/// One change of a head's fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Edit {
+    /// In place of all fields of that name.
+    Set(HeaderName, HeaderValue),
+    /// Beside those that are there.
+    Append(HeaderName, HeaderValue),
+    Remove(HeaderName),
+}
+
+/// Of a request's head, what is decided by and not kept.
+pub(super) struct Asked<'a> {
+    pub(super) version: Version,
+    pub(super) method: &'a Method,
+    pub(super) headers: &'a HeaderMap,
+    /// The target names the host itself.
+    pub(super) has_authority: bool,
+    /// Size of target and fields.
+    pub(super) bytes: usize,
+}
 
 /// What one request carries from phase to phase.
 pub struct Exchange {
@@ -68,6 +93,53 @@ impl Exchange {
             head_deadline: None,
             request_deadline: None,
         }
+    }
+
+    /// Head in, decision out; everything that the later phases need of the head is kept. `refused`: the shell found the
+    /// request's framing to be at fault.
+    pub(super) fn decide(&mut self, asked: &Asked<'_>, target: Result<Target, Answer>, refused: Option<Answer>) -> Routed {
+        let connection = self.connection.as_ref().map_or_else(unknown_connection, |per| per.connection);
+        let config = &self.state.config.proxy;
+        let id = forwarded::request_id(fastrand::u128(..));
+        let host = target.as_ref().map_or("", |target| target.host.as_str());
+        let origin = forwarded::origin(&connection, asked.headers, &config.trusted_proxies, host, id);
+        let refused = super::refuse(asked.version, asked.headers, asked.has_authority, asked.bytes, config.max_header_bytes).or(refused);
+        let client = origin.client;
+        self.origin = Some(origin);
+        let target = match (target, refused) {
+            (_, Some(answer)) | (Err(answer), None) => return Routed::Answer(None, answer),
+            (Ok(target), None) => target,
+        };
+        (self.host, self.path, self.query) = (target.host, target.path, target.query);
+        let head = Head { host: &self.host, path: &self.path, query: &self.query, method: asked.method, headers: asked.headers, client };
+        match &self.origin {
+            Some(origin) => super::route(&self.state, &head, origin, self.at),
+            None => Routed::Answer(None, Answer::NotFound),
+        }
+    }
+
+    /// What the answer's head gets on its way to the client, beside the loss of hop-by-hop fields. `request`: the client's fields.
+    pub(super) fn answer_edits(&self, request: &HeaderMap) -> Vec<Edit> {
+        let Some(route) = &self.route else { return Vec::new() };
+        let mut edits = Vec::with_capacity(4);
+        for (name, value) in route.traffic.cors.iter().flat_map(|cors| super::cors_headers(cors, request, false)) {
+            edits.push(if name == header::VARY { Edit::Append(name, value) } else { Edit::Set(name, value) });
+        }
+        if let (Action::Forward { pool, .. }, Some(backend), Some(origin)) = (&route.action, &self.backend, &self.origin)
+            && let Some(name) = &pool.sticky
+            && super::cookie(request, name) != Some(&*backend.token)
+            && let Some(cookie) = super::sticky_cookie(name, &backend.token, origin.secure)
+        {
+            edits.push(Edit::Append(header::SET_COOKIE, cookie));
+        }
+        if let Ok(id) = HeaderValue::from_str(self.request_id()) {
+            edits.push(Edit::Set(forwarded::X_REQUEST_ID, id));
+        }
+        edits.extend(route.traffic.response_headers.iter().cloned().map(|edit| match edit {
+            HeaderEdit::Set(name, value) => Edit::Set(name, value),
+            HeaderEdit::Remove(name) => Edit::Remove(name),
+        }));
+        edits
     }
 
     pub(super) fn forward(&self) -> Option<(&Pool, &Timeouts, u32)> {

@@ -86,14 +86,37 @@ pub fn origin(connection: &Connection, headers: &HeaderMap, trusted: &[IpNet], h
     }
 }
 
+/// The fields that tell the upstream where the request came from, one call each.
+pub fn each(origin: &Origin, prefix: Option<&str>, mut set: impl FnMut(HeaderName, &str)) {
+    set(X_FORWARDED_FOR, &origin.chain);
+    set(X_REAL_IP, &origin.client.to_string());
+    set(X_FORWARDED_PROTO, if origin.secure { "https" } else { "http" });
+    set(X_FORWARDED_PORT, &origin.port.to_string());
+    set(X_FORWARDED_HOST, &origin.host);
+    set(FORWARDED, &origin.forwarded);
+    set(X_REQUEST_ID, &origin.request_id);
+    if let Some(prefix) = prefix {
+        set(X_FORWARDED_PREFIX, prefix);
+    }
+}
+
 /// Headers of a request that must not go on as they came: what we set ourselves, and of strangers everything that claims to be
 /// from a proxy (`X-Forwarded-User`). Underscores count as hyphens, because many upstreams read them so.
 pub fn replaced(headers: &HeaderMap, trusted: bool) -> Vec<HeaderName> {
-    let claims = |name: &HeaderName| {
-        let plain = name.as_str().replace('_', "-");
-        FAMILY.iter().any(|own| own.as_str() == plain) || (!trusted && plain.starts_with("x-forwarded-"))
-    };
-    headers.keys().filter(|name| claims(name)).cloned().collect()
+    headers.keys().filter(|name| is_replaced(name, trusted)).cloned().collect()
+}
+
+/// Is it one of [`replaced`]?
+pub fn is_replaced(name: &HeaderName, trusted: bool) -> bool {
+    const CLAIMS: &str = "x-forwarded-";
+    let name = name.as_str();
+    // Every other name differs in its first letters.
+    if !name.starts_with(['x', 'f']) {
+        return false;
+    }
+    let same = |(sent, own): (u8, u8)| sent == own || (sent == b'_' && own == b'-');
+    let begins = |with: &str| name.len() >= with.len() && name.bytes().zip(with.bytes()).all(same);
+    FAMILY.iter().any(|own| own.as_str().len() == name.len() && begins(own.as_str())) || (!trusted && begins(CLAIMS))
 }
 
 /// Is `address` one of the proxies in front of us?

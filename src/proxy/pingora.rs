@@ -17,12 +17,11 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use super::answer::{self, Answer};
-use super::exchange::{Exchange, record};
-use super::head::{head_bytes, is_ambiguously_framed, per_connection, target, unknown_connection};
+use super::exchange::{Asked, Edit, Exchange, record};
+use super::head::{head_bytes, is_ambiguously_framed, per_connection, target};
 use super::peer::{UPGRADED_IDLE, apply, peer, rewrite};
 use super::reply::{answer_to, write};
 use super::{Observer, Routed, forwarded};
-use crate::route::Head;
 use crate::state::{Action, Live};
 use crate::upstream::{Affinity, Ledger, Scheme};
 
@@ -153,16 +152,13 @@ impl ProxyHttp for Edge {
         for name in forwarded::replaced(&request.headers, origin.trusted) {
             request.remove_header(&name);
         }
-        request.insert_header(forwarded::X_FORWARDED_FOR, origin.chain.as_str())?;
-        request.insert_header(forwarded::X_REAL_IP, origin.client.to_string())?;
-        request.insert_header(forwarded::X_FORWARDED_PROTO, if origin.secure { "https" } else { "http" })?;
-        request.insert_header(forwarded::X_FORWARDED_PORT, origin.port.to_string())?;
-        request.insert_header(forwarded::X_FORWARDED_HOST, origin.host.as_str())?;
-        request.insert_header(header::FORWARDED, origin.forwarded.as_str())?;
-        request.insert_header(forwarded::X_REQUEST_ID, origin.request_id.as_str())?;
-        if let Some(prefix) = prefix {
-            request.insert_header(forwarded::X_FORWARDED_PREFIX, prefix)?;
-        }
+        let mut set = Ok(());
+        forwarded::each(origin, prefix.as_deref(), |name, value| {
+            if set.is_ok() {
+                set = request.insert_header(name, value);
+            }
+        });
+        set?;
         apply(&route.traffic.request_headers, |name, value| match value {
             Some(value) => request.insert_header(name, value.clone()),
             None => {
@@ -213,34 +209,17 @@ impl ProxyHttp for Edge {
         if response.status.is_informational() {
             return Ok(());
         }
-        let Some(route) = &ctx.route else { return Ok(()) };
         for name in super::hop_by_hop(&response.headers) {
             response.remove_header(&name);
         }
-        if let Some(cors) = &route.traffic.cors {
-            for (name, value) in super::cors_headers(cors, &session.req_header().headers, false) {
-                if name == header::VARY {
-                    response.append_header(name, value)?;
-                } else {
-                    response.insert_header(name, value)?;
-                }
+        for edit in ctx.answer_edits(&session.req_header().headers) {
+            match edit {
+                Edit::Set(name, value) => response.insert_header(name, value)?,
+                Edit::Append(name, value) => drop(response.append_header(name, value)?),
+                Edit::Remove(name) => drop(response.remove_header(&name)),
             }
         }
-        if let (Action::Forward { pool, .. }, Some(backend), Some(origin)) = (&route.action, &ctx.backend, &ctx.origin)
-            && let Some(name) = &pool.sticky
-            && super::cookie(&session.req_header().headers, name) != Some(&*backend.token)
-            && let Some(cookie) = super::sticky_cookie(name, &backend.token, origin.secure)
-        {
-            response.append_header(header::SET_COOKIE, cookie)?;
-        }
-        response.insert_header(forwarded::X_REQUEST_ID, ctx.request_id())?;
-        apply(&route.traffic.response_headers, |name, value| match value {
-            Some(value) => response.insert_header(name, value.clone()),
-            None => {
-                response.remove_header(name);
-                Ok(())
-            }
-        })
+        Ok(())
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Exchange) -> FailToProxy {
@@ -282,33 +261,16 @@ impl Edge {
     /// Head in, decision out; everything that the later phases need of the head is kept.
     fn decide(&self, session: &Session, ctx: &mut Exchange) -> Routed {
         let request = session.req_header();
-        let connection = ctx.connection.as_ref().map_or_else(unknown_connection, |per| per.connection);
-        let config = &ctx.state.config.proxy;
-        let id = forwarded::request_id(fastrand::u128(..));
         let target = target(request);
-        let host = target.as_ref().map_or("", |target| target.host.as_str());
-        let origin = forwarded::origin(&connection, &request.headers, &config.trusted_proxies, host, id);
-        let refused = super::refuse(
-            request.version,
-            &request.headers,
-            request.uri.authority().is_some(),
-            head_bytes(request),
-            config.max_header_bytes,
-        );
         let ambiguous = Answer::Refused(StatusCode::BAD_REQUEST, "The request has both Content-Length and Transfer-Encoding.");
-        let refused = refused.or_else(|| is_ambiguously_framed(session).then_some(ambiguous));
-        let client = origin.client;
-        ctx.origin = Some(origin);
-        let target = match (target, refused) {
-            (_, Some(answer)) | (Err(answer), None) => return Routed::Answer(None, answer),
-            (Ok(target), None) => target,
+        let asked = Asked {
+            version: request.version,
+            method: &request.method,
+            headers: &request.headers,
+            has_authority: request.uri.authority().is_some(),
+            bytes: head_bytes(request),
         };
-        (ctx.host, ctx.path, ctx.query) = (target.host, target.path, target.query);
-        let head = Head { host: &ctx.host, path: &ctx.path, query: &ctx.query, method: &request.method, headers: &request.headers, client };
-        match &ctx.origin {
-            Some(origin) => super::route(&ctx.state, &head, origin, ctx.at),
-            None => Routed::Answer(None, Answer::NotFound),
-        }
+        ctx.decide(&asked, target, is_ambiguously_framed(session).then_some(ambiguous))
     }
 
     fn has_untried(&self, ctx: &Exchange) -> bool {
