@@ -32,7 +32,7 @@ use self::forwarded::Origin;
 
 /// Who wants to know of finished requests: the access log and the metrics.
 pub trait Observer: Send + Sync {
-    fn finished(&self, record: &Record);
+    fn finished(&self, record: &Record<'_>);
 }
 
 /// The outcome of routing.

@@ -80,7 +80,7 @@ struct Recorder {
 }
 
 impl Observer for Recorder {
-    fn finished(&self, record: &Record) {
+    fn finished(&self, record: &Record<'_>) {
         self.metrics.record(record);
         self.log.write(record);
     }

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::{self, HeaderMap, HeaderName};
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use serde_json::ser::Formatter;
@@ -22,15 +23,17 @@ const LONG: usize = 2048;
 const SHORT: usize = 512;
 
 /// What is known of one finished request. The access log line and the metrics come from it and from nothing else.
+/// It borrows: a request that nobody writes down costs no allocation here.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Record {
+pub struct Record<'a> {
     pub at: Timestamp,
-    pub request_id: String,
+    pub request_id: &'a str,
     pub client: Option<IpAddr>,
-    pub method: String,
-    pub host: String,
-    pub path: String,
-    pub query: String,
+    pub method: &'a str,
+    /// As routing read it; where it is empty, a line tells what the request's `Host` says.
+    pub host: &'a str,
+    pub path: &'a str,
+    pub query: &'a str,
     /// `HTTP/1.1`, `HTTP/2.0`.
     pub version: &'static str,
     pub status: u16,
@@ -42,15 +45,25 @@ pub struct Record {
     /// From then until the response's head.
     pub upstream: Option<Duration>,
     /// Route id; `None`: no route matched.
-    pub route: Option<Arc<str>>,
-    pub service: Option<Arc<str>>,
-    pub task: Option<Arc<str>>,
-    pub backend: Option<Arc<str>>,
+    pub route: Option<&'a Arc<str>>,
+    pub service: Option<&'a str>,
+    pub task: Option<&'a str>,
+    pub backend: Option<&'a str>,
     pub retries: u32,
-    pub user_agent: String,
-    pub referer: String,
+    /// The request's, for `Host`, `User-Agent` and `Referer`; looked into only when a line is written.
+    pub headers: &'a HeaderMap,
     /// Why we answered ourselves or broke off, in words.
-    pub error: Option<String>,
+    pub error: Option<Cow<'a, str>>,
+}
+
+impl Record<'_> {
+    fn header(&self, name: HeaderName) -> Cow<'_, str> {
+        self.headers.get(name).map_or(Cow::Borrowed(""), |value| String::from_utf8_lossy(value.as_bytes()))
+    }
+
+    fn host(&self) -> Cow<'_, str> {
+        if self.host.is_empty() { self.header(header::HOST) } else { Cow::Borrowed(self.host) }
+    }
 }
 
 /// The fields of a JSON line in their order; absent and empty ones are left out.
@@ -94,15 +107,16 @@ struct JsonLine<'a> {
 }
 
 /// One JSON object without a line break: what machines read.
-pub fn json_line(record: &Record) -> String {
+pub fn json_line(record: &Record<'_>) -> String {
+    let (host, user_agent, referer) = (record.host(), record.header(header::USER_AGENT), record.header(header::REFERER));
     let line = JsonLine {
         time: record.at,
-        request_id: clip(&record.request_id, SHORT),
+        request_id: clip(record.request_id, SHORT),
         client: record.client,
-        method: clip(&record.method, SHORT),
-        host: clip(&record.host, SHORT),
-        path: clip(&record.path, LONG),
-        query: clip(&record.query, LONG),
+        method: clip(record.method, SHORT),
+        host: clip(&host, SHORT),
+        path: clip(record.path, LONG),
+        query: clip(record.query, LONG),
         version: record.version,
         status: record.status,
         bytes_in: record.bytes_in,
@@ -110,13 +124,13 @@ pub fn json_line(record: &Record) -> String {
         duration_ms: milliseconds(record.duration),
         connect_ms: record.connect.map(milliseconds),
         upstream_ms: record.upstream.map(milliseconds),
-        route: optional(record.route.as_deref()),
-        service: optional(record.service.as_deref()),
-        task: optional(record.task.as_deref()),
-        backend: optional(record.backend.as_deref()),
+        route: optional(record.route.map(|route| &**route)),
+        service: optional(record.service),
+        task: optional(record.task),
+        backend: optional(record.backend),
         retries: record.retries,
-        user_agent: clip(&record.user_agent, SHORT),
-        referer: clip(&record.referer, LONG),
+        user_agent: clip(&user_agent, SHORT),
+        referer: clip(&referer, LONG),
         error: optional(record.error.as_deref()),
     };
     let mut bytes = Vec::with_capacity(768);
@@ -126,9 +140,9 @@ pub fn json_line(record: &Record) -> String {
 }
 
 /// The combined log format with the host before it (`%v %h - - [%t] "%r" %s %b "%{Referer}" "%{User-Agent}"`): what log tools read.
-pub fn common_line(record: &Record) -> String {
+pub fn common_line(record: &Record<'_>) -> String {
     let mut line = String::with_capacity(512);
-    word(&mut line, &record.host);
+    word(&mut line, &record.host());
     line.push(' ');
     match record.client {
         // Writing into a String cannot fail, here and below.
@@ -136,17 +150,17 @@ pub fn common_line(record: &Record) -> String {
         None => line.push('-'),
     }
     _ = write!(line, " - - [{}] \"", record.at.strftime("%d/%b/%Y:%H:%M:%S +0000"));
-    escape(&mut line, &clip(&record.method, SHORT), false);
+    escape(&mut line, &clip(record.method, SHORT), false);
     line.push(' ');
-    escape(&mut line, &clip(&record.path, LONG), true);
+    escape(&mut line, &clip(record.path, LONG), true);
     if !record.query.is_empty() {
         line.push('?');
-        escape(&mut line, &clip(&record.query, LONG), true);
+        escape(&mut line, &clip(record.query, LONG), true);
     }
     _ = write!(line, " {}\" {} {} ", record.version, record.status, record.bytes_out);
-    quoted(&mut line, &record.referer, LONG);
+    quoted(&mut line, &record.header(header::REFERER), LONG);
     line.push(' ');
-    quoted(&mut line, &record.user_agent, SHORT);
+    quoted(&mut line, &record.header(header::USER_AGENT), SHORT);
     line
 }
 
@@ -228,20 +242,32 @@ impl Formatter for Terminal {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use http::HeaderValue;
     use proptest::prelude::*;
     use serde_json::Value;
 
     use super::*;
 
-    fn record() -> Record {
+    static ROUTE: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from("shop_web/api"));
+    static HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| headers("curl/8", "https://example.com/"));
+    static NO_HEADERS: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
+
+    fn headers(user_agent: &str, referer: &str) -> HeaderMap {
+        let value = |text: &str| HeaderValue::from_bytes(text.as_bytes()).expect("a header's value");
+        HeaderMap::from_iter([(header::USER_AGENT, value(user_agent)), (header::REFERER, value(referer))])
+    }
+
+    fn record() -> Record<'static> {
         Record {
             at: "2026-03-01T10:00:00.5Z".parse().expect("a time"),
-            request_id: "r1".to_owned(),
+            request_id: "r1",
             client: Some(IpAddr::from([192, 0, 2, 7])),
-            method: "GET".to_owned(),
-            host: "app.example.com".to_owned(),
-            path: "/a".to_owned(),
-            query: "b=1".to_owned(),
+            method: "GET",
+            host: "app.example.com",
+            path: "/a",
+            query: "b=1",
             version: "HTTP/1.1",
             status: 200,
             bytes_in: 3,
@@ -249,31 +275,29 @@ mod tests {
             duration: Duration::from_nanos(12_345_678),
             connect: Some(Duration::from_millis(1)),
             upstream: Some(Duration::from_micros(10_500)),
-            route: Some(Arc::from("shop_web/api")),
-            service: Some(Arc::from("shop_web")),
-            task: Some(Arc::from("shop_web.2")),
-            backend: Some(Arc::from("shop_web/shop_web.2@10.0.1.3:80")),
+            route: Some(&ROUTE),
+            service: Some("shop_web"),
+            task: Some("shop_web.2"),
+            backend: Some("shop_web/shop_web.2@10.0.1.3:80"),
             retries: 1,
-            user_agent: "curl/8".to_owned(),
-            referer: "https://example.com/".to_owned(),
-            error: Some("broke off".to_owned()),
+            headers: &HEADERS,
+            error: Some("broke off".into()),
         }
     }
 
-    fn bare() -> Record {
+    fn bare() -> Record<'static> {
         Record {
             client: None,
-            request_id: String::new(),
-            host: String::new(),
-            query: String::new(),
+            request_id: "",
+            host: "",
+            query: "",
             connect: None,
             upstream: None,
             route: None,
             service: None,
             task: None,
             backend: None,
-            user_agent: String::new(),
-            referer: String::new(),
+            headers: &NO_HEADERS,
             error: None,
             ..record()
         }
@@ -325,12 +349,25 @@ mod tests {
             ("grüß", "grüß", r"gr\xc3\xbc\xc3\x9f"),
         ];
         for (text, json, common) in cases {
-            let record = Record { user_agent: text.to_owned(), ..bare() };
-            assert!(json_line(&record).contains(&format!(r#""user_agent":"{json}""#)), "{text:?}: {}", json_line(&record));
-            assert!(common_line(&record).ends_with(&format!(r#" "{common}""#)), "{text:?}: {}", common_line(&record));
+            let record = Record { path: text, ..bare() };
+            assert!(json_line(&record).contains(&format!(r#""path":"{json}""#)), "{text:?}: {}", json_line(&record));
+            assert!(common_line(&record).contains(&format!(r#""GET {common} HTTP/1.1""#)), "{text:?}: {}", common_line(&record));
         }
-        let record = Record { host: "a b".to_owned(), path: "/c d".to_owned(), ..bare() };
+        let record = Record { host: "a b", path: "/c d", ..bare() };
         assert_eq!(common_line(&record), r#"a\x20b - - - [01/Mar/2026:10:00:00 +0000] "GET /c\x20d HTTP/1.1" 200 4 "-" "-""#);
+    }
+
+    #[test]
+    fn headers_are_told_in_any_bytes_and_host_only_where_routing_had_none() {
+        let mut headers = headers("a\"b\\\tc", "ok");
+        headers.insert(header::REFERER, HeaderValue::from_bytes(b"gr\xfc\xdf").expect("obs-text"));
+        headers.insert(header::HOST, HeaderValue::from_static("Sent.test:80"));
+        let record = Record { headers: &headers, ..bare() };
+        let read: Value = serde_json::from_str(&json_line(&record)).expect("JSON");
+        assert_eq!((&read["user_agent"], &read["referer"]), (&Value::from("a\"b\\\tc"), &Value::from("gr\u{fffd}\u{fffd}")));
+        assert_eq!(read["host"], "Sent.test:80");
+        assert!(common_line(&record).ends_with(r#" "gr\xef\xbf\xbd\xef\xbf\xbd" "a\"b\\\x09c""#), "{}", common_line(&record));
+        assert!(common_line(&Record { host: "routed.test", ..record }).starts_with("routed.test "));
     }
 
     #[test]
@@ -339,15 +376,16 @@ mod tests {
         assert_eq!(clip("abcd", 3), "abc...");
         assert_eq!(clip("aüü", 2), "a...");
         let long = "x".repeat(100_000);
-        let record =
-            Record { path: long.clone(), query: long.clone(), referer: long.clone(), user_agent: long.clone(), host: long, ..bare() };
+        let headers = headers(&long, &long);
+        let record = Record { path: &long, query: &long, host: &long, headers: &headers, ..bare() };
         assert!(json_line(&record).len() < 10_000 && common_line(&record).len() < 10_000);
     }
 
     proptest! {
         #[test]
-        fn any_text_makes_one_printable_line_that_reads_back(host in ".{0,40}", path in "(?s).{0,40}", agent in "(?s).{0,40}") {
-            let record = Record { host: host.clone(), path: path.clone(), user_agent: agent.clone(), ..record() };
+        fn any_text_makes_one_printable_line_that_reads_back(host in ".{0,40}", path in "(?s).{0,40}", agent in "\\PC{0,40}") {
+            let headers = headers(&agent, "");
+            let record = Record { host: &host, path: &path, headers: &headers, ..record() };
             let line = json_line(&record);
             prop_assert!(line.chars().all(Terminal::is_safe));
             let read: Value = serde_json::from_str(&line).expect("JSON");

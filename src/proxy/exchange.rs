@@ -1,11 +1,12 @@
 //! What one request carries from phase to phase, and the record that is made of it at the end.
 
+use std::borrow::Cow;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Version};
+use http::{Method, StatusCode, Uri, Version};
 use pingora_error::Error;
 use pingora_proxy::Session;
 
@@ -178,52 +179,76 @@ impl Exchange {
 /// A client that left before any answer is logged with nginx's status for it.
 const CLIENT_CLOSED: u16 = 499;
 
-/// What is told of the request, once it is over.
-pub(super) fn record(session: &Session, error: Option<&Error>, ctx: &Exchange) -> Record {
+/// What the shell knows of a request that is over.
+pub(super) struct Ended<'a> {
+    pub(super) method: &'a Method,
+    pub(super) uri: &'a Uri,
+    pub(super) version: Version,
+    pub(super) headers: &'a HeaderMap,
+    /// Of the head that was written; `None`: none was.
+    pub(super) status: Option<StatusCode>,
+    /// Bytes of bodies.
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+    /// It ended in an error.
+    pub(super) broken: bool,
+}
+
+impl Exchange {
+    /// What is told of the request, once it is over.
+    pub(super) fn record<'a>(&'a self, ended: &Ended<'a>) -> Record<'a> {
+        let backend = self.backend.as_ref();
+        let route = self.route.as_deref();
+        Record {
+            at: self.at,
+            request_id: self.request_id(),
+            client: self.origin.as_ref().map(|origin| origin.client),
+            method: ended.method.as_str(),
+            host: &self.host,
+            path: ended.uri.path(),
+            query: ended.uri.query().unwrap_or(""),
+            version: match ended.version {
+                Version::HTTP_10 => "HTTP/1.0",
+                Version::HTTP_2 => "HTTP/2.0",
+                _ => "HTTP/1.1",
+            },
+            status: ended.status.map_or(if ended.broken { CLIENT_CLOSED } else { 0 }, |status| status.as_u16()),
+            bytes_in: ended.bytes_in,
+            bytes_out: ended.bytes_out,
+            duration: self.began.elapsed(),
+            connect: self.connect,
+            upstream: self.upstream,
+            route: route.map(|route| &route.id),
+            service: backend.map(|backend| &*backend.service).or(route.map(|route| &*route.service)),
+            task: backend.map(|backend| &*backend.task),
+            backend: backend.map(|backend| &*backend.id),
+            retries: self.attempts.saturating_sub(1),
+            headers: ended.headers,
+            error: self.error(ended.broken),
+        }
+    }
+
+    fn error(&self, broken: bool) -> Option<Cow<'_, str>> {
+        let own = self.answered.as_ref().filter(|answer| answer.status().as_u16() >= 400).map(Answer::reason);
+        match (&self.failure, own) {
+            (Some(failure), Some(own)) => Some(format!("{own}: {failure}").into()),
+            (Some(failure), None) if broken => Some(failure.as_str().into()),
+            (_, own) => own.map(Cow::Borrowed),
+        }
+    }
+}
+
+/// The record of a request on pingora's session.
+pub(super) fn record<'a>(session: &'a Session, error: Option<&Error>, ctx: &'a Exchange) -> Record<'a> {
     let request = session.req_header();
-    let text = |name: HeaderName| {
-        request.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).unwrap_or_default()
-    };
-    let status = session.response_written().map(|head| head.status.as_u16()).unwrap_or(match error {
-        Some(_) => CLIENT_CLOSED,
-        None => 0,
-    });
-    let own = ctx.answered.as_ref().filter(|answer| answer.status().as_u16() >= 400).map(|answer| answer.reason().to_owned());
-    let failure = match (&ctx.failure, own) {
-        (Some(failure), Some(own)) => Some(format!("{own}: {failure}")),
-        (Some(failure), None) if error.is_some() => Some(failure.clone()),
-        (_, own) => own,
-    };
-    Record {
-        at: ctx.at,
-        request_id: ctx.request_id().to_owned(),
-        client: ctx.origin.as_ref().map(|origin| origin.client),
-        method: request.method.as_str().to_owned(),
-        host: if ctx.host.is_empty() { text(header::HOST) } else { ctx.host.clone() },
-        path: request.uri.path().to_owned(),
-        query: request.uri.query().unwrap_or("").to_owned(),
-        version: match request.version {
-            Version::HTTP_10 => "HTTP/1.0",
-            Version::HTTP_2 => "HTTP/2.0",
-            _ => "HTTP/1.1",
-        },
-        status,
+    ctx.record(&Ended {
+        method: &request.method,
+        uri: &request.uri,
+        version: request.version,
+        headers: &request.headers,
+        status: session.response_written().map(|head| head.status),
         bytes_in: session.body_bytes_read() as u64,
         bytes_out: session.body_bytes_sent() as u64,
-        duration: ctx.began.elapsed(),
-        connect: ctx.connect,
-        upstream: ctx.upstream,
-        route: ctx.route.as_ref().map(|route| route.id.clone()),
-        service: ctx
-            .backend
-            .as_ref()
-            .map(|backend| backend.service.clone())
-            .or_else(|| ctx.route.as_ref().map(|route| route.service.clone())),
-        task: ctx.backend.as_ref().map(|backend| backend.task.clone()),
-        backend: ctx.backend.as_ref().map(|backend| backend.id.clone()),
-        retries: ctx.attempts.saturating_sub(1),
-        user_agent: text(header::USER_AGENT),
-        referer: text(header::REFERER),
-        error: failure,
-    }
+        broken: error.is_some(),
+    })
 }

@@ -23,7 +23,7 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Where finished requests are written to. Its end writes what is queued.
 pub struct AccessLog {
-    format: fn(&Record) -> String,
+    format: fn(&Record<'_>) -> String,
     /// `None`: off.
     writer: Option<Writer>,
 }
@@ -57,7 +57,7 @@ impl AccessLog {
     }
 
     /// Queues the line of `record`.
-    pub fn write(&self, record: &Record) {
+    pub fn write(&self, record: &Record<'_>) {
         if let Some(writer) = &self.writer {
             writer.queue((self.format)(record));
         }
@@ -201,19 +201,24 @@ impl Loop {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::sync::LazyLock;
     use std::sync::mpsc::{Sender, channel};
+
+    use http::HeaderMap;
 
     use super::*;
 
-    fn record(path: &str) -> Record {
+    static NO_HEADERS: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
+
+    fn record(path: &str) -> Record<'_> {
         Record {
             at: jiff::Timestamp::UNIX_EPOCH,
-            request_id: String::new(),
+            request_id: "",
             client: None,
-            method: "GET".to_owned(),
-            host: "a.example".to_owned(),
-            path: path.to_owned(),
-            query: String::new(),
+            method: "GET",
+            host: "a.example",
+            path,
+            query: "",
             version: "HTTP/1.1",
             status: 200,
             bytes_in: 0,
@@ -226,8 +231,7 @@ mod tests {
             task: None,
             backend: None,
             retries: 0,
-            user_agent: String::new(),
-            referer: String::new(),
+            headers: &NO_HEADERS,
             error: None,
         }
     }

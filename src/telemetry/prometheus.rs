@@ -169,8 +169,8 @@ impl Metrics {
     }
 
     /// Counts a finished request.
-    pub fn record(&self, record: &Record) {
-        let route = record.route.as_ref().unwrap_or(&self.unmatched);
+    pub fn record(&self, record: &Record<'_>) {
+        let route = record.route.unwrap_or(&self.unmatched);
         // The entry stays locked meanwhile, so that a concurrent prune cannot orphan the handles.
         match self.routes.get(route) {
             Some(series) => self.count(route, &series, record),
@@ -194,8 +194,8 @@ impl Metrics {
         }
     }
 
-    fn count(&self, route: &Arc<str>, series: &Series, record: &Record) {
-        self.count_answer(route, series, (method(&record.method), status(record.status)));
+    fn count(&self, route: &Arc<str>, series: &Series, record: &Record<'_>) {
+        self.count_answer(route, series, (method(record.method), status(record.status)));
         if record.status != SWITCHING_PROTOCOLS {
             observe(&series.duration, Some(record.duration));
         }
@@ -320,17 +320,23 @@ fn status(code: u16) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use http::HeaderMap;
+
     use super::*;
 
-    fn record(route: Option<&str>, method: &str, status: u16) -> Record {
+    static NO_HEADERS: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
+
+    fn record<'a>(route: Option<&'a Arc<str>>, method: &'a str, status: u16) -> Record<'a> {
         Record {
             at: jiff::Timestamp::UNIX_EPOCH,
-            request_id: String::new(),
+            request_id: "",
             client: None,
-            method: method.to_owned(),
-            host: String::new(),
-            path: String::new(),
-            query: String::new(),
+            method,
+            host: "",
+            path: "",
+            query: "",
             version: "HTTP/1.1",
             status,
             bytes_in: 10,
@@ -338,15 +344,18 @@ mod tests {
             duration: Duration::from_millis(20),
             connect: Some(Duration::from_micros(300)),
             upstream: None,
-            route: route.map(Arc::from),
+            route,
             service: None,
             task: None,
             backend: None,
             retries: 1,
-            user_agent: String::new(),
-            referer: String::new(),
+            headers: &NO_HEADERS,
             error: None,
         }
+    }
+
+    fn count(metrics: &Metrics, route: Option<&str>, method: &str, status: u16) {
+        metrics.record(&record(route.map(Arc::from).as_ref(), method, status));
     }
 
     fn upstream(task: &str, healthy: bool, in_flight: u32) -> UpstreamNow {
@@ -366,10 +375,10 @@ mod tests {
     #[test]
     fn requests_are_counted_by_route_method_and_status() {
         let metrics = Metrics::new();
-        metrics.record(&record(Some("shop"), "GET", 200));
-        metrics.record(&record(Some("shop"), "GET", 200));
-        metrics.record(&record(Some("shop"), "BREW", 999));
-        metrics.record(&record(None, "get", 404));
+        count(&metrics, Some("shop"), "GET", 200);
+        count(&metrics, Some("shop"), "GET", 200);
+        count(&metrics, Some("shop"), "BREW", 999);
+        count(&metrics, None, "get", 404);
         let text = metrics.encode(&now());
         for line in [
             r#"skep_requests_total{route="shop",method="GET",status="200"} 2"#,
@@ -391,7 +400,7 @@ mod tests {
     #[test]
     fn upgraded_connections_are_counted_but_not_timed() {
         let metrics = Metrics::new();
-        metrics.record(&record(Some("chat"), "GET", 101));
+        count(&metrics, Some("chat"), "GET", 101);
         let text = metrics.encode(&now());
         has(&text, r#"skep_requests_total{route="chat",method="GET",status="101"} 1"#);
         has(&text, r#"skep_request_duration_seconds_count{route="chat"} 0"#);
@@ -430,14 +439,14 @@ mod tests {
     fn vanished_routes_take_their_series_along_and_may_return() {
         let metrics = Metrics::new();
         for route in [Some("old"), Some("shop"), None] {
-            metrics.record(&record(route, "GET", 200));
+            count(&metrics, route, "GET", 200);
         }
         metrics.keep_routes(["shop"].into_iter());
         let text = metrics.encode(&now());
         assert!(!text.contains("old"), "{text}");
         has(&text, r#"skep_requests_total{route="shop",method="GET",status="200"} 1"#);
         has(&text, r#"skep_requests_total{route="",method="GET",status="200"} 1"#);
-        metrics.record(&record(Some("old"), "GET", 200));
+        count(&metrics, Some("old"), "GET", 200);
         let text = metrics.encode(&now());
         has(&text, r#"skep_requests_total{route="old",method="GET",status="200"} 1"#);
         has(&text, r#"skep_request_duration_seconds_count{route="old"} 1"#);
@@ -448,12 +457,12 @@ mod tests {
         let metrics = Metrics::new();
         std::thread::scope(|scope| {
             for _ in 0..2 {
-                scope.spawn(|| (0..2000).for_each(|_| metrics.record(&record(Some("shop"), "GET", 200))));
+                scope.spawn(|| (0..2000).for_each(|_| count(&metrics, Some("shop"), "GET", 200)));
             }
             scope.spawn(|| (0..500).for_each(|_| metrics.keep_routes(std::iter::empty())));
         });
         metrics.keep_routes(std::iter::empty());
-        metrics.record(&record(Some("shop"), "GET", 200));
+        count(&metrics, Some("shop"), "GET", 200);
         has(&metrics.encode(&now()), r#"skep_requests_total{route="shop",method="GET",status="200"} 1"#);
     }
 
@@ -461,7 +470,7 @@ mod tests {
     #[test]
     fn the_text_is_valid() {
         let metrics = Metrics::new();
-        metrics.record(&record(Some("a\"b\\c\nd"), "GET", 200));
+        count(&metrics, Some("a\"b\\c\nd"), "GET", 200);
         let text = metrics.encode(&Now { upstreams: vec![upstream("shop.1", true, 2)], ..now() });
         assert!(text.ends_with("# EOF\n"));
         let (mut announced, mut family, mut kind) = (HashSet::new(), String::new(), String::new());
