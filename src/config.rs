@@ -73,6 +73,8 @@ pub struct Proxy {
     pub header_timeout: Duration,
     pub max_header_bytes: usize,
     pub max_connections: usize,
+    /// Threads that serve connections; 0: one a core.
+    pub workers: usize,
 }
 
 /// What routes get when their labels do not say.
@@ -140,6 +142,7 @@ impl Default for Config {
                 header_timeout: Duration::from_secs(15),
                 max_header_bytes: 64 * 1024,
                 max_connections: 20_000,
+                workers: 0,
             },
             defaults: Defaults {
                 timeout_connect: Duration::from_secs(2),
@@ -284,6 +287,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     note(old.proxy.keep_alive != new.proxy.keep_alive, "proxy.keep-alive");
     note(old.proxy.header_timeout != new.proxy.header_timeout, "proxy.header-timeout");
     note(old.proxy.max_connections != new.proxy.max_connections, "proxy.max-connections");
+    note(old.proxy.workers != new.proxy.workers, "proxy.workers");
     names
 }
 

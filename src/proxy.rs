@@ -3,12 +3,17 @@
 
 pub mod answer;
 mod chunks;
+mod client;
 mod deadline;
 mod exchange;
 pub mod forwarded;
 mod head;
+mod idle;
+pub mod lean;
 mod peer;
 pub mod pingora;
+mod pump;
+mod relay;
 mod reply;
 pub mod stream;
 mod wire;

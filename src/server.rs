@@ -5,6 +5,7 @@ pub mod demo;
 pub mod listener;
 mod publish;
 mod view;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, needs_restart};
@@ -27,6 +28,7 @@ use crate::diagnostic::{Diagnostic, render};
 use crate::provider::Health;
 use crate::provider::files::Stack;
 use crate::proxy::Observer;
+use crate::proxy::lean::{Lean, POLITE};
 use crate::proxy::pingora::Edge;
 use crate::state::Live;
 use crate::telemetry::Record;
@@ -38,11 +40,10 @@ use crate::upstream::Ledger;
 use self::listener::{Acceptor, BindError};
 use self::publish::{Publisher, Sources};
 use self::view::View;
+use self::worker::Workers;
 
 /// Keep-alive connections to upstreams that are kept in all; too small a pool costs more than anything else in the proxy.
 const UPSTREAM_POOL: usize = 4096;
-/// How long answers carry `Connection: close` before idle connections are closed: clients need a moment to see it.
-const POLITE: Duration = Duration::from_secs(2);
 
 /// A mistake or an obstacle that stops the edge from starting.
 #[derive(Debug, thiserror::Error)]
@@ -125,11 +126,12 @@ pub struct Running {
     connections: TaskTracker,
     stop: watch::Sender<bool>,
     /// Ends the providers, once nothing flows any more.
-    ended: CancellationToken,
+    ended: DropGuard,
     config: watch::Sender<Arc<Config>>,
     reload: Option<Reload>,
     recorder: Arc<Recorder>,
     tasks: JoinSet<()>,
+    workers: Workers,
 }
 
 /// Starts the edge: binds first, so that a taken port is said at once; then asks for the services; then serves.
@@ -155,13 +157,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let proxy = Arc::new(application(publisher.live.clone(), publisher.ledger.clone(), recorder.clone(), &config));
     let (stop, stopping) = watch::channel(false);
     let connections = TaskTracker::new();
-    let acceptor = Acceptor {
-        proxy: proxy.clone(),
-        places: Arc::new(Semaphore::new(config.proxy.max_connections)),
-        connections: connections.clone(),
-        header_timeout: config.proxy.header_timeout,
-        stopping: stopping.clone(),
-    };
+    let places = Arc::new(Semaphore::new(config.proxy.max_connections));
     let local = |listener: &TcpListener| listener.local_addr().map_err(|error| Error::Start(format!("a listener has no address: {error}")));
     let http = listeners.iter().map(local).collect::<Result<Vec<_>, _>>()?;
     let admin_address = admin.as_ref().map(local).transpose()?;
@@ -174,14 +170,32 @@ pub async fn start(options: Options) -> Result<Running, Error> {
             connections: connections.clone(),
             docker: config.docker.enabled,
         };
-        tasks.spawn(admin::serve(listener, Arc::new(view.admin()), stopping));
+        tasks.spawn(admin::serve(listener, Arc::new(view.admin()), stopping.clone()));
+    }
+    let listeners = listeners.into_iter().map(TcpListener::into_std).collect::<std::io::Result<Vec<_>>>().map_err(worker_error)?;
+    let mut workers = Workers::default();
+    for _ in 0..workers_wanted(&config) {
+        let (live, ledger) = (publisher.live.clone(), publisher.ledger.clone());
+        let lean = Arc::new(Lean::new(proxy.clone(), live, ledger, recorder.clone(), stopping.clone()));
+        let acceptor = Acceptor { lean, places: places.clone(), connections: connections.clone(), stopping: stopping.clone() };
+        workers.start(&listeners, acceptor, &ended, &mut tasks).map_err(worker_error)?;
     }
     tasks.spawn(publisher.follow());
-    for listener in listeners {
-        tasks.spawn(acceptor.clone().accept(listener));
-    }
     tracing::info!(http = ?http, admin = ?admin_address, "serving");
-    Ok(Running { http, admin: admin_address, proxy, connections, stop, ended, config: config_sender, reload, recorder, tasks })
+    let ended = ended.drop_guard();
+    Ok(Running { http, admin: admin_address, proxy, connections, stop, ended, config: config_sender, reload, recorder, tasks, workers })
+}
+
+fn worker_error(error: std::io::Error) -> Error {
+    Error::Start(format!("cannot start the worker threads: {error}"))
+}
+
+/// One a core, unless the configuration says otherwise.
+fn workers_wanted(config: &Config) -> usize {
+    match config.proxy.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    }
 }
 
 impl Running {
@@ -189,7 +203,8 @@ impl Running {
     pub async fn stop(mut self) -> usize {
         let limit = self.config.borrow().proxy.drain;
         let cut = drain(&self.proxy, &self.connections, &self.stop, limit).await;
-        self.ended.cancel();
+        drop(self.ended);
+        self.workers.join().await;
         self.tasks.shutdown().await;
         cut
     }

@@ -69,6 +69,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("proxy.header-timeout", |c, g| put(&mut c.proxy.header_timeout, duration(g, ms(100)..=HOUR))),
     Setting::new("proxy.max-header-bytes", |c, g| put(&mut c.proxy.max_header_bytes, number(g, 1024..=1024 * 1024))),
     Setting::new("proxy.max-connections", |c, g| put(&mut c.proxy.max_connections, number(g, 1..=1_000_000))),
+    Setting::new("proxy.workers", |c, g| put(&mut c.proxy.workers, number(g, 0..=1024))),
     Setting::new("defaults.timeout-connect", |c, g| put(&mut c.defaults.timeout_connect, duration(g, ms(10)..=HOUR))),
     Setting::new("defaults.timeout-response", |c, g| put(&mut c.defaults.timeout_response, duration(g, ms(10)..=DAY))),
     Setting::new("defaults.timeout-idle", |c, g| put(&mut c.defaults.timeout_idle, duration(g, ms(10)..=DAY))),

@@ -115,6 +115,7 @@ mod tests {
 
     #[test]
     fn the_end_is_found_and_nothing_behind_it_is_taken() {
+        #[expect(clippy::type_complexity, reason = "a table")]
         let table: [(&[u8], Option<(usize, bool)>); 16] = [
             (b"0\r\n\r\n", Some((5, true))),
             (b"5\r\nhello\r\n0\r\n\r\nHTTP/1.1", Some((15, true))),

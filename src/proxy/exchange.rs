@@ -11,7 +11,7 @@ use pingora_error::Error;
 use pingora_proxy::Session;
 
 use super::Routed;
-use super::answer::Answer;
+use super::answer::{self, Answer, Rendered};
 use super::deadline::Deadline;
 use super::forwarded::{self, Origin};
 use super::head::{Target, unknown_connection};
@@ -141,6 +141,16 @@ impl Exchange {
             HeaderEdit::Remove(name) => Edit::Remove(name),
         }));
         edits
+    }
+
+    /// An answer of ours, ready to be sent.
+    pub(super) fn rendered(&mut self, answer: Answer, method: &Method, request: &HeaderMap) -> Rendered {
+        let mut rendered = answer::render(&answer, method, request, self.request_id());
+        if let Some(cors) = self.route.as_ref().and_then(|route| route.traffic.cors.as_ref()) {
+            rendered.headers.extend(super::cors_headers(cors, request, answer == Answer::Preflight));
+        }
+        self.answered = Some(answer);
+        rendered
     }
 
     pub(super) fn forward(&self) -> Option<(&Pool, &Timeouts, u32)> {

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use http::header;
-use http::{StatusCode, Version};
+use http::header::{self, HeaderMap};
+use http::{StatusCode, Uri, Version};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
@@ -19,9 +19,10 @@ pub(super) struct Target {
     pub(super) query: String,
 }
 
+const BAD_TARGET: Answer = Answer::Refused(StatusCode::BAD_REQUEST, "The request's target cannot be understood.");
+const BAD_HOST: Answer = Answer::Refused(StatusCode::BAD_REQUEST, "The request's host is not a host name.");
+
 pub(super) fn target(request: &RequestHeader) -> std::result::Result<Target, Answer> {
-    const BAD_TARGET: Answer = Answer::Refused(StatusCode::BAD_REQUEST, "The request's target cannot be understood.");
-    const BAD_HOST: Answer = Answer::Refused(StatusCode::BAD_REQUEST, "The request's host is not a host name.");
     if !request.raw_path_is_utf8() {
         return Err(BAD_TARGET);
     }
@@ -32,13 +33,22 @@ pub(super) fn target(request: &RequestHeader) -> std::result::Result<Target, Ans
             None => "",
         },
     };
-    let host = super::host_of(authority).ok_or(BAD_HOST)?.into_owned();
-    let path = match request.uri.path() {
-        "" | "*" => "/",
-        path => path,
-    };
-    let path = route::canonical_path(path).ok_or(BAD_TARGET)?.into_owned();
-    Ok(Target { host, path, query: request.uri.query().unwrap_or("").to_owned() })
+    Target::new(authority, request.uri.path(), request.uri.query())
+}
+
+impl Target {
+    /// Of a request with one `Host` field and a target in origin form.
+    pub(super) fn plain(headers: &HeaderMap, uri: &Uri) -> Result<Target, Answer> {
+        let host = headers.get(header::HOST).map(|host| host.to_str().map_err(|_| BAD_HOST)).transpose()?;
+        Target::new(host.unwrap_or(""), uri.path(), uri.query())
+    }
+
+    fn new(authority: &str, path: &str, query: Option<&str>) -> Result<Target, Answer> {
+        let host = super::host_of(authority).ok_or(BAD_HOST)?.into_owned();
+        let path = if matches!(path, "" | "*") { "/" } else { path };
+        let path = route::canonical_path(path).ok_or(BAD_TARGET)?.into_owned();
+        Ok(Target { host, path, query: query.unwrap_or("").to_owned() })
+    }
 }
 
 pub(super) fn head_bytes(request: &RequestHeader) -> usize {

@@ -16,7 +16,7 @@ use pingora_error::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
-use super::answer::{self, Answer};
+use super::answer::Answer;
 use super::exchange::{Asked, Edit, Exchange, record};
 use super::head::{head_bytes, is_ambiguously_framed, per_connection, target};
 use super::peer::{UPGRADED_IDLE, apply, peer, rewrite};
@@ -280,11 +280,7 @@ impl Edge {
 
     async fn respond(&self, session: &mut Session, ctx: &mut Exchange, answer: Answer) -> Result<()> {
         let request = session.req_header();
-        let mut rendered = answer::render(&answer, &request.method, &request.headers, ctx.request_id());
-        if let Some(cors) = ctx.route.as_ref().and_then(|route| route.traffic.cors.as_ref()) {
-            rendered.headers.extend(super::cors_headers(cors, &request.headers, answer == Answer::Preflight));
-        }
-        ctx.answered = Some(answer);
+        let rendered = ctx.rendered(answer, &request.method, &request.headers);
         write(session, rendered).await
     }
 }

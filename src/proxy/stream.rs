@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::BytesMut;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddr;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::{
@@ -22,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::forwarded::Connection;
+use super::wire::PREFACE;
 
 /// Head and start of a body leave in one packet.
 const WRITE_BUFFER: usize = 8 * 1024;
@@ -30,6 +32,18 @@ const WRITE_BUFFER: usize = 8 * 1024;
 /// Counting, not a flag, so that a deadline of one head never ends the next.
 #[derive(Debug, Default)]
 pub struct HeadPhase(AtomicU32);
+
+impl PerConnection {
+    /// An accepted socket, told not to wait for more bytes before it sends.
+    ///
+    /// # Errors
+    /// When the client is gone already.
+    pub fn accepted(tcp: &TcpStream, peer: SocketAddr) -> io::Result<PerConnection> {
+        tcp.set_nodelay(true)?;
+        let connection = Connection { peer, local: tcp.local_addr()?, secure: false };
+        Ok(PerConnection { connection, phase: Arc::default() })
+    }
+}
 
 impl HeadPhase {
     /// The head was read: bodies may take as long as the route's timeouts allow.
@@ -58,9 +72,8 @@ pub struct PerConnection {
 #[derive(Debug)]
 pub struct ClientStream {
     inner: BufWriter<TcpStream>,
-    /// Bytes that were read while looking for the HTTP/2 preface, given out first.
-    peeked: Vec<u8>,
-    given: usize,
+    /// Bytes that were read before this stream was made, or while looking for the HTTP/2 preface; given out first.
+    peeked: BytesMut,
     phase: Arc<HeadPhase>,
     header_timeout: Duration,
     /// Runs from the head's first byte (for the first request: from the accept) until the head was read.
@@ -71,30 +84,30 @@ pub struct ClientStream {
 }
 
 impl ClientStream {
-    /// Wraps an accepted socket. `header_timeout` starts now.
+    /// Wraps a socket of which `peeked` was read already: the start of a request, or of HTTP/2.
     ///
     /// # Errors
-    /// When the socket's own address cannot be read: it is closed already.
-    pub fn new(tcp: TcpStream, peer: SocketAddr, header_timeout: Duration) -> io::Result<ClientStream> {
-        tcp.set_nodelay(true)?;
-        let connection = Connection { peer, local: tcp.local_addr()?, secure: false };
-        let phase = Arc::new(HeadPhase::default());
+    /// Never in practice: pingora's digest wants a response that cannot be built otherwise than with success.
+    pub fn resume(tcp: TcpStream, about: &PerConnection, peeked: BytesMut, header_timeout: Duration) -> io::Result<ClientStream> {
         let socket = SocketDigest::from_raw_fd(tcp.as_raw_fd());
         // Set once, before anybody else holds the digest, so it cannot be occupied.
-        let _ = socket.peer_addr.set(Some(PeerAddr::Inet(peer)));
-        let context = PerConnection { connection, phase: phase.clone() };
+        let _ = socket.peer_addr.set(Some(PeerAddr::Inet(about.connection.peer)));
         let head = ResponseHeader::build(200, Some(0)).map_err(|error| io::Error::other(error.to_string()))?;
         Ok(ClientStream {
             inner: BufWriter::with_capacity(WRITE_BUFFER, tcp),
-            peeked: Vec::new(),
-            given: 0,
-            phase,
+            peeked,
+            phase: about.phase.clone(),
             header_timeout,
-            deadline: Some((0, Box::pin(tokio::time::sleep(header_timeout)))),
+            deadline: Some((about.phase.now(), Box::pin(tokio::time::sleep(header_timeout)))),
             socket: Arc::new(socket),
-            proxy: Arc::new(ProxyDigest::new(Box::new(head), Some(Box::new(context)))),
+            proxy: Arc::new(ProxyDigest::new(Box::new(head), Some(Box::new(about.clone())))),
             established: TimingDigest { established_ts: std::time::SystemTime::now(), ..TimingDigest::default() },
         })
+    }
+
+    /// The socket, and what nobody read of what was given to [`ClientStream::resume`].
+    pub fn into_parts(self) -> (TcpStream, BytesMut) {
+        (self.inner.into_inner(), self.peeked)
     }
 
     /// Fails the read when the head takes too long. Between requests no deadline runs: pingora's keep-alive limit does.
@@ -125,11 +138,9 @@ impl ClientStream {
 
 impl AsyncRead for ClientStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.given < self.peeked.len() {
-            let rest = &self.peeked[self.given..];
-            let count = rest.len().min(buf.remaining());
-            buf.put_slice(&rest[..count]);
-            self.given += count;
+        if !self.peeked.is_empty() {
+            let count = self.peeked.len().min(buf.remaining());
+            buf.put_slice(&self.peeked.split_to(count));
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
@@ -184,9 +195,8 @@ impl Shutdown for ClientStream {
 impl Peek for ClientStream {
     /// Reads until `buf` is full or the bytes differ from the HTTP/2 preface: a short HTTP/1 request must not wait for more.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
         let limit = self.header_timeout;
-        let mut seen = Vec::with_capacity(buf.len());
+        let mut seen = std::mem::take(&mut self.peeked);
         while seen.len() < buf.len() && PREFACE.starts_with(&seen) {
             let mut chunk = [0_u8; 24];
             let wanted = (buf.len() - seen.len()).min(chunk.len());
@@ -198,16 +208,15 @@ impl Peek for ClientStream {
             }
             seen.extend_from_slice(&chunk[..count]);
         }
-        let is_preface = seen.len() == buf.len() && PREFACE.starts_with(&seen);
+        let is_preface = seen.len() >= buf.len() && seen.starts_with(PREFACE);
         if is_preface {
             // HTTP/2 has its own idle limit; the head deadline is for HTTP/1.
             self.phase.done();
-            buf.copy_from_slice(&seen);
+            buf.copy_from_slice(PREFACE);
         } else {
             buf.fill(0);
         }
         self.peeked = seen;
-        self.given = 0;
         Ok(true)
     }
 }

@@ -105,6 +105,16 @@ pub struct Request {
     pub size: usize,
 }
 
+impl Request {
+    /// The head as it came, with `rest` behind it.
+    pub fn give_back(&self, rest: &[u8]) -> BytesMut {
+        let mut all = BytesMut::with_capacity(self.fields.raw.len() + rest.len());
+        all.extend_from_slice(&self.fields.raw);
+        all.extend_from_slice(rest);
+        all
+    }
+}
+
 /// What stands at the start of the bytes that a client sent.
 #[derive(Debug)]
 pub enum Arrived {

@@ -7,15 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use pingora_core::apps::ServerApp;
-use pingora_proxy::HttpProxy;
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::proxy::pingora::Edge;
-use crate::proxy::stream::ClientStream;
+use super::worker::Serve;
+use crate::proxy::lean::{Lean, SWEEP};
+use crate::proxy::stream::PerConnection;
 
 /// Connections that wait to be accepted while all workers are busy.
 const BACKLOG: u32 = 4096;
@@ -73,21 +72,20 @@ fn advice(error: &io::Error, address: SocketAddr) -> String {
     }
 }
 
-/// What all accept loops share.
+/// What the accept loops of one worker share.
 #[derive(Clone)]
 pub struct Acceptor {
-    pub proxy: Arc<HttpProxy<Edge>>,
+    pub lean: Arc<Lean>,
     /// Free places for connections.
     pub places: Arc<Semaphore>,
     pub connections: TaskTracker,
-    pub header_timeout: Duration,
     /// True once the edge is stopping: answers then close their connections.
     pub stopping: watch::Receiver<bool>,
 }
 
-impl Acceptor {
+impl Serve for Acceptor {
     /// Accepts until the edge stops. Past the connection limit new ones wait in the kernel's backlog.
-    pub async fn accept(self, listener: TcpListener) {
+    async fn accept(self, listener: TcpListener) {
         let mut stopping = self.stopping.clone();
         loop {
             let next = async {
@@ -102,9 +100,12 @@ impl Acceptor {
             };
             match accepted {
                 Ok((tcp, peer)) => {
-                    let connection = self.clone().serve(tcp, peer);
+                    let lean = self.lean.clone();
                     self.connections.spawn(async move {
-                        connection.await;
+                        match PerConnection::accepted(&tcp, peer) {
+                            Ok(about) => lean.serve(tcp, about).await,
+                            Err(error) => tracing::debug!(%error, %peer, "the client was gone before it was served"),
+                        }
                         drop(place);
                     });
                 }
@@ -117,12 +118,10 @@ impl Acceptor {
         }
     }
 
-    async fn serve(self, tcp: TcpStream, peer: SocketAddr) {
-        match ClientStream::new(tcp, peer, self.header_timeout) {
-            Ok(stream) => {
-                ServerApp::process_new(&self.proxy, Box::new(stream), &self.stopping).await;
-            }
-            Err(error) => tracing::debug!(%error, %peer, "the client was gone before it was served"),
+    async fn keep_house(self) {
+        let mut stopping = self.stopping.clone();
+        while tokio::time::timeout(SWEEP, stopping.wait_for(|stop| *stop)).await.is_err() {
+            self.lean.sweep();
         }
     }
 }
@@ -133,6 +132,8 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpStream;
+
     use super::*;
 
     /// What `config` calls one address in two places is one to the kernel too.

@@ -1,0 +1,107 @@
+//! A client's connection on the lean path: the socket and what was read of it beyond the present request.
+//! Between requests it holds no memory but its own few words.
+
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use pingora_timeout::timeout;
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::stream::PerConnection;
+
+/// What is read at once while looking for a head.
+const READ: usize = 8 * 1024;
+/// As much of what follows a request is taken in while that one is served.
+const AHEAD: usize = 64 * 1024;
+
+/// One client.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) tcp: TcpStream,
+    /// Read and not served yet.
+    pub(super) buffer: BytesMut,
+    /// The client will send nothing more; it may still read.
+    pub(super) half_closed: bool,
+    pub(super) about: PerConnection,
+}
+
+impl Client {
+    pub(super) fn new(tcp: TcpStream, about: PerConnection) -> Client {
+        Client { tcp, buffer: BytesMut::new(), half_closed: false, about }
+    }
+
+    /// Reads once; the count is 0 at the end of what the client sends.
+    pub(super) async fn fill(&mut self) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_fill(cx)).await
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        // On the stack: a connection that waits must not hold a buffer.
+        let count = ready!(poll_into(&mut self.tcp, cx, &mut self.buffer))?;
+        self.half_closed |= count == 0;
+        Poll::Ready(Ok(count))
+    }
+
+    /// While the upstream is at work: takes in what the client sends ahead, and fails once it is gone. Its end alone is no
+    /// reason to go: a client may send no more and still wait for its answer.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        while !self.half_closed && self.buffer.len() < AHEAD {
+            if let Err(error) = ready!(self.poll_fill(cx)) {
+                return Poll::Ready(error);
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Reads a body of `length` bytes into the buffer, each piece within `pause`.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`] when the client pauses, others when it is gone.
+    pub(super) async fn gather(&mut self, length: usize, pause: Duration) -> io::Result<()> {
+        while self.buffer.len() < length {
+            match timeout(pause, self.fill()).await {
+                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => _ = count?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads and drops what is left of a request's body, as long as it takes no longer than `limit`. True: it is all read.
+    pub(super) async fn discard(&mut self, mut left: u64, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        loop {
+            let taken = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+            bytes::Buf::advance(&mut self.buffer, taken);
+            left -= taken as u64;
+            let rest = until.saturating_duration_since(Instant::now());
+            if left == 0 {
+                return true;
+            }
+            if rest.is_zero() || !matches!(timeout(rest, self.fill()).await, Ok(Ok(1..))) {
+                return false;
+            }
+        }
+    }
+
+    /// Writes all of it, within `limit`.
+    pub(super) async fn send(&mut self, bytes: &[u8], limit: Duration) -> io::Result<()> {
+        timeout(limit, self.tcp.write_all(bytes)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+}
+
+/// Reads what is there into the end of `buffer`, which grows by just that.
+pub(super) fn poll_into(tcp: &mut TcpStream, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
+    let mut room = [const { MaybeUninit::<u8>::uninit() }; READ];
+    let mut piece = ReadBuf::uninit(&mut room);
+    ready!(Pin::new(tcp).poll_read(cx, &mut piece))?;
+    buffer.extend_from_slice(piece.filled());
+    Poll::Ready(Ok(piece.filled().len()))
+}

@@ -1,0 +1,453 @@
+//! One plain request to one upstream after the other until one answers, and the answer back, on the lean path.
+//! What is decided on the way is decided by the same functions as on pingora's.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use http::header::{self, HeaderMap, HeaderName};
+use http::{StatusCode, Version};
+use pingora_core::protocols::http::date::get_cached_date;
+use pingora_timeout::timeout;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::answer::Answer;
+use super::client::{Client, poll_into};
+use super::exchange::{Edit, Exchange};
+use super::forwarded;
+use super::idle::Idle;
+use super::pump::{Fault, Pump};
+use super::wire::{self, Framing, Malformed, Request, Response};
+use crate::state::Route;
+use crate::traffic::HeaderEdit;
+use crate::upstream::{Affinity, Ledger};
+
+/// Bodies up to this length are read before the upstream is chosen: a slow client then holds no upstream, and the request can be
+/// sent to another one.
+const GATHERED: u64 = 64 * 1024;
+/// Longest head of an answer.
+const LONGEST_HEAD: usize = 256 * 1024;
+
+/// How a request ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The upstream's answer went out whole.
+    Answered { status: StatusCode, bytes_out: u64, keep: bool },
+    /// We have to answer; nothing went out.
+    Refused(Answer),
+    /// The client is gone, or its connection is of no use any more; `Some` where a head went out.
+    Broken(Option<StatusCode>, u64),
+}
+
+/// Why an attempt came to nothing.
+enum Failed {
+    /// The client did, not the upstream.
+    Client(io::Error),
+    Connect(io::Error),
+    /// Before the answer's head was there; how many bytes of one there were.
+    Upstream(io::Error, usize),
+    Late,
+    Malformed(Malformed),
+}
+
+/// What one request's relay needs.
+pub(super) struct Relay<'a> {
+    pub(super) client: &'a mut Client,
+    pub(super) request: &'a Request,
+    /// The request's fields as a map.
+    pub(super) headers: &'a HeaderMap,
+    pub(super) ctx: &'a mut Exchange,
+    pub(super) ledger: &'a Ledger,
+    pub(super) idle: &'a Idle,
+    /// Path and query for the upstream, and the prefix that was stripped.
+    pub(super) target: String,
+    pub(super) prefix: Option<String>,
+    /// Answers close their connections.
+    pub(super) closing: bool,
+    pub(super) bytes_in: u64,
+}
+
+/// An upstream that is about to answer.
+struct Attempt {
+    tcp: TcpStream,
+    address: SocketAddr,
+    reused: bool,
+    /// The request on its way.
+    up: Pump,
+    /// What was read of the answer.
+    buffer: BytesMut,
+}
+
+impl Relay<'_> {
+    /// The whole way.
+    pub(super) async fn run(&mut self, route: &Route) -> Ended {
+        let Some(timeouts) = self.ctx.forward().map(|(_, timeouts, _)| *timeouts) else { return Ended::Refused(Answer::Unavailable) };
+        let gathered = self.request.body <= GATHERED;
+        let length = usize::try_from(self.request.body).unwrap_or(usize::MAX);
+        if gathered && length > 0 {
+            if let Err(error) = self.client.gather(length, timeouts.idle).await {
+                return self.client_failed(error);
+            }
+            self.bytes_in = self.request.body;
+        }
+        // At its start for each attempt; what follows it is the next request.
+        let body = self.client.buffer.split_to(length.min(self.client.buffer.len())).freeze();
+        loop {
+            let mut attempt = match self.connect().await {
+                Ok(attempt) => attempt,
+                Err(Ok(answer)) => return Ended::Refused(answer),
+                Err(Err(error)) => match self.failed(Failed::Connect(error)) {
+                    None => continue,
+                    Some(ended) => return ended,
+                },
+            };
+            let head = self.upstream_head(route);
+            attempt.up = match Pump::new(Framing::Length(self.request.body), head, &body) {
+                Ok(up) => up,
+                Err(malformed) => return Ended::Refused(bad_gateway(self.ctx, &malformed.to_string())),
+            };
+            match self.ask(&mut attempt).await {
+                Ok(head) => return self.answer(attempt, head).await,
+                Err(failed) => {
+                    if let Some(ended) = self.failed_after(failed, &attempt, gathered) {
+                        return ended;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Picks a backend and gets a connection to it. The outer error: nothing to try (an answer), or why it could not be reached.
+    async fn connect(&mut self) -> Result<Attempt, Result<Answer, io::Error>> {
+        let Some((pool, timeouts, _)) = self.ctx.forward() else { return Err(Ok(Answer::Unavailable)) };
+        let affinity = Affinity {
+            client: self.ctx.origin.as_ref().map(|origin| origin.client),
+            key: super::affinity_key(pool, self.headers),
+            token: pool.sticky.as_deref().and_then(|name| super::cookie(self.headers, name)),
+        };
+        let Some(backend) = pool.pick(self.ledger, affinity, &self.ctx.tried, fastrand::u64(..)) else {
+            return Err(Ok(if self.ctx.tried.is_empty() { Answer::Unavailable } else { Answer::BadGateway }));
+        };
+        let (backend, connect) = (backend.clone(), timeouts.connect);
+        let address = backend.address;
+        let began = Instant::now();
+        self.ctx.failure = None;
+        self.ctx.in_flight = Some(self.ledger.start(&backend));
+        self.ctx.backend = Some(backend);
+        self.ctx.attempts += 1;
+        self.ctx.attempt_began = Some(began);
+        let careful = !self.request.method.is_idempotent();
+        let (tcp, reused) = match self.idle.take(address, careful) {
+            Some(tcp) => (tcp, true),
+            None => {
+                let connected = timeout(connect, TcpStream::connect(address)).await;
+                let tcp = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(Err)?;
+                tcp.set_nodelay(true).map_err(Err)?;
+                (tcp, false)
+            }
+        };
+        self.ctx.connect = Some(began.elapsed());
+        let up = Pump::new(Framing::Length(0), Vec::new(), &[]).map_err(|error| Err(io::Error::other(error)))?;
+        Ok(Attempt { tcp, address, reused, up, buffer: BytesMut::new() })
+    }
+
+    /// The request's head as the upstream shall see it.
+    fn upstream_head(&self, route: &Route) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.request.size + 512);
+        out.extend_from_slice(self.request.method.as_str().as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(self.target.as_bytes());
+        out.extend_from_slice(b" HTTP/1.1\r\n");
+        let edits = &route.traffic.request_headers;
+        let edited = |name: &HeaderName| {
+            edits.iter().any(|edit| match edit {
+                HeaderEdit::Set(edited, _) | HeaderEdit::Remove(edited) => edited == name,
+            })
+        };
+        let trusted = self.ctx.origin.as_ref().is_some_and(|origin| origin.trusted);
+        let kept = |name: &HeaderName| !is_hop_by_hop(name) && !forwarded::is_replaced(name, trusted) && !edited(name);
+        self.request.fields.write(&mut out, kept);
+        if let Some(origin) = &self.ctx.origin {
+            forwarded::each(origin, self.prefix.as_deref(), |name, value| {
+                if !edited(&name) {
+                    wire::line(&mut out, name.as_str().as_bytes(), value.as_bytes());
+                }
+            });
+        }
+        for edit in edits {
+            if let HeaderEdit::Set(name, value) = edit {
+                wire::line(&mut out, name.as_str().as_bytes(), value.as_bytes());
+            }
+        }
+        out.extend_from_slice(b"\r\n");
+        out
+    }
+
+    /// Sends the request and waits for the answer's head; what comes before it (1xx) goes straight to the client.
+    async fn ask(&mut self, attempt: &mut Attempt) -> Result<Response, Failed> {
+        let Some((_, timeouts, _)) = self.ctx.forward() else { return Err(Failed::Late) };
+        let timeouts = *timeouts;
+        let mut progress = (0, Instant::now());
+        loop {
+            let sending = !attempt.up.is_over();
+            let limit = if sending { timeouts.idle } else { timeouts.response };
+            let Some(wait) = self.time_left(progress.1 + limit, timeouts.request) else { return Err(Failed::Late) };
+            match timeout(wait, self.head_or_progress(attempt, sending)).await {
+                Ok(Ok(Some(head))) if head.status.is_informational() => self.pass_on(&head, timeouts.idle).await?,
+                Ok(Ok(Some(head))) => return Ok(head),
+                // The request went out whole: from now on the answer's own limit counts.
+                Ok(Ok(None)) => progress = (attempt.up.passed, Instant::now()),
+                Ok(Err(failed)) => return Err(failed),
+                Err(_) if sending && attempt.up.passed != progress.0 => progress = (attempt.up.passed, Instant::now()),
+                Err(_) if sending && self.request.body > attempt.up.passed => {
+                    return Err(Failed::Client(io::ErrorKind::TimedOut.into()));
+                }
+                Err(_) => return Err(Failed::Late),
+            }
+        }
+    }
+
+    /// How long may be waited: until `step` is over, or the whole request. `None`: no longer.
+    fn time_left(&self, step: Instant, whole: Option<Duration>) -> Option<Duration> {
+        let until = whole.map_or(step, |whole| step.min(self.ctx.began + whole));
+        Some(until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
+    }
+
+    /// The answer's head, or nothing once the request was sent whole where `sending`.
+    async fn head_or_progress(&mut self, attempt: &mut Attempt, sending: bool) -> Result<Option<Response>, Failed> {
+        let mut sink_failed = false;
+        poll_fn(|cx| {
+            if !attempt.up.is_over() && !sink_failed {
+                match attempt.up.poll(cx, &mut self.client.tcp, &mut attempt.tcp) {
+                    Poll::Ready(Ok(())) if sending => return Poll::Ready(Ok(None)),
+                    Poll::Ready(Ok(())) | Poll::Pending => {}
+                    Poll::Ready(Err(Fault::Source(error))) => return Poll::Ready(Err(Failed::Client(error))),
+                    // It reads no more, but may have answered before that.
+                    Poll::Ready(Err(_)) => sink_failed = true,
+                }
+            }
+            loop {
+                if let Some(head) = wire::response(&mut attempt.buffer).map_err(Failed::Malformed)? {
+                    return Poll::Ready(Ok(Some(head)));
+                }
+                if attempt.buffer.len() > LONGEST_HEAD {
+                    return Poll::Ready(Err(Failed::Malformed(Malformed("the answer's head is too long"))));
+                }
+                match poll_into(&mut attempt.tcp, cx, &mut attempt.buffer) {
+                    Poll::Ready(Ok(1..)) => {}
+                    Poll::Ready(Ok(_)) => {
+                        let closed = io::ErrorKind::UnexpectedEof.into();
+                        return Poll::Ready(Err(Failed::Upstream(closed, attempt.buffer.len())));
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(Failed::Upstream(error, attempt.buffer.len()))),
+                    Poll::Pending => break,
+                }
+            }
+            if attempt.up.is_over()
+                && let Poll::Ready(error) = self.client.poll_gone(cx)
+            {
+                return Poll::Ready(Err(Failed::Client(error)));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// 103 and its like; 100 and 101 were not asked for and stay here.
+    async fn pass_on(&mut self, head: &Response, limit: Duration) -> Result<(), Failed> {
+        match head.status {
+            StatusCode::SWITCHING_PROTOCOLS => Err(Failed::Malformed(Malformed("the upstream switched protocols unasked"))),
+            StatusCode::CONTINUE => Ok(()),
+            status => {
+                let mut out = status_line(status);
+                head.fields.write(&mut out, |name| !is_hop_by_hop(name));
+                out.extend_from_slice(b"\r\n");
+                self.client.send(&out, limit).await.map_err(Failed::Client)
+            }
+        }
+    }
+
+    /// The upstream's answer on its way to the client.
+    async fn answer(&mut self, mut attempt: Attempt, head: Response) -> Ended {
+        self.ctx.upstream = self.ctx.attempt_began.map(|began| began.elapsed().saturating_sub(self.ctx.connect.unwrap_or_default()));
+        let framed = head.framing(&self.request.method).and_then(|(framing, stays)| {
+            let keep = !self.closing && framing != Framing::UntilClose && attempt.up.is_over() && !self.client.half_closed;
+            let out = self.client_head(&head, framing, keep);
+            Pump::new(framing, out, &attempt.buffer).map(|down| (framing, stays, keep, down))
+        });
+        let (framing, stays, keep, mut down) = match framed {
+            Ok(framed) => framed,
+            Err(malformed) => {
+                self.upstream_failed();
+                return Ended::Refused(bad_gateway(self.ctx, &malformed.to_string()));
+            }
+        };
+        let result = self.copy(&mut attempt, &mut down).await;
+        self.bytes_in = self.bytes_in.max(attempt.up.passed);
+        match result {
+            Ok(()) => {
+                if stays && framing != Framing::UntilClose && !down.surplus && attempt.up.is_over() {
+                    self.idle.put(attempt.address, attempt.tcp);
+                }
+                Ended::Answered { status: head.status, bytes_out: down.passed, keep }
+            }
+            Err(failed) => {
+                // Closed as by a reset, so that half an answer never passes for a whole one.
+                _ = SockRef::from(&self.client.tcp).set_linger(Some(Duration::ZERO));
+                if !matches!(failed, Failed::Client(_)) {
+                    self.upstream_failed();
+                }
+                self.ctx.failure = Some(words(&failed));
+                Ended::Broken(Some(head.status), down.passed)
+            }
+        }
+    }
+
+    /// The answer's head as the client shall see it.
+    fn client_head(&self, head: &Response, framing: Framing, keep: bool) -> Vec<u8> {
+        let mut out = status_line(head.status);
+        let edits = self.ctx.answer_edits(self.headers);
+        let edited = |name: &HeaderName| edits.iter().any(|edit| matches!(edit, Edit::Set(set, _) | Edit::Remove(set) if set == name));
+        let named = if head.fields.contains(&header::CONNECTION) { super::hop_by_hop(&head.fields.map()) } else { Vec::new() };
+        let chunked = framing == Framing::Chunked;
+        head.fields.write(&mut out, |name| {
+            let lost = is_hop_by_hop(name) || edited(name) || named.contains(name) || (chunked && *name == header::CONTENT_LENGTH);
+            !lost
+        });
+        for edit in &edits {
+            if let Edit::Set(name, value) | Edit::Append(name, value) = edit {
+                wire::line(&mut out, name.as_str().as_bytes(), value.as_bytes());
+            }
+        }
+        if !head.fields.contains(&header::DATE) {
+            wire::line(&mut out, b"Date", get_cached_date().as_bytes());
+        }
+        if !keep {
+            out.extend_from_slice(b"Connection: close\r\n");
+        }
+        out.extend_from_slice(b"\r\n");
+        out
+    }
+
+    /// Both bodies until the answer is out; what is left of the request's goes on meanwhile.
+    async fn copy(&mut self, attempt: &mut Attempt, down: &mut Pump) -> Result<(), Failed> {
+        let Some((_, timeouts, _)) = self.ctx.forward() else { return Err(Failed::Late) };
+        let timeouts = *timeouts;
+        let mut progress = (0, Instant::now());
+        loop {
+            let Some(wait) = self.time_left(progress.1 + timeouts.idle, timeouts.request) else { return Err(Failed::Late) };
+            let both = poll_fn(|cx| {
+                if !attempt.up.is_over() {
+                    // Failing or not: the answer decides, and it says the connection ends.
+                    _ = attempt.up.poll(cx, &mut self.client.tcp, &mut attempt.tcp);
+                }
+                down.poll(cx, &mut attempt.tcp, &mut self.client.tcp).map_err(|fault| match fault {
+                    Fault::Source(error) => Failed::Upstream(error, 0),
+                    Fault::Sink(error) => Failed::Client(error),
+                    Fault::Malformed(malformed) => Failed::Malformed(malformed),
+                })
+            });
+            match timeout(wait, both).await {
+                Ok(result) => return result,
+                Err(_) => {
+                    let passed = down.passed + attempt.up.passed;
+                    if passed == progress.0 {
+                        return Err(Failed::Late);
+                    }
+                    progress = (passed, Instant::now());
+                }
+            }
+        }
+    }
+
+    /// After a failed attempt of which nothing left us: on to another task, or the end.
+    fn failed(&mut self, failed: Failed) -> Option<Ended> {
+        self.upstream_failed();
+        if let Some(backend) = &self.ctx.backend {
+            self.ctx.tried.push(backend.id.clone());
+        }
+        let elsewhere = self.ctx.may_retry() && self.has_untried();
+        self.ctx.failure = Some(words(&failed));
+        (!elsewhere).then_some(Ended::Refused(match failed {
+            Failed::Connect(error) if error.kind() == io::ErrorKind::TimedOut => Answer::Timeout,
+            _ => Answer::BadGateway,
+        }))
+    }
+
+    /// After a failed attempt of which something left us.
+    fn failed_after(&mut self, failed: Failed, attempt: &Attempt, gathered: bool) -> Option<Ended> {
+        let repeatable = gathered && self.request.method.is_idempotent();
+        match failed {
+            Failed::Client(error) => Some(self.client_failed(error)),
+            Failed::Upstream(_, 0) if repeatable && attempt.reused && self.ctx.may_retry() => {
+                // The upstream closed the idle connection while the request was on its way.
+                self.ctx.in_flight = None;
+                None
+            }
+            failed => {
+                self.upstream_failed();
+                self.ctx.failure = Some(words(&failed));
+                Some(Ended::Refused(if matches!(failed, Failed::Late) { Answer::Timeout } else { Answer::BadGateway }))
+            }
+        }
+    }
+
+    fn has_untried(&self) -> bool {
+        let affinity = Affinity { client: self.ctx.origin.as_ref().map(|origin| origin.client), ..Affinity::default() };
+        self.ctx.forward().is_some_and(|(pool, _, _)| pool.pick(self.ledger, affinity, &self.ctx.tried, 0).is_some())
+    }
+
+    fn upstream_failed(&mut self) {
+        if let Some(in_flight) = self.ctx.in_flight.take() {
+            in_flight.failed();
+        }
+    }
+
+    fn client_failed(&mut self, error: io::Error) -> Ended {
+        let late = error.kind() == io::ErrorKind::TimedOut;
+        self.ctx.failure = Some(words(&Failed::Client(error)));
+        match late {
+            true => Ended::Refused(Answer::Refused(StatusCode::REQUEST_TIMEOUT, "The request's body did not arrive.")),
+            false => Ended::Broken(None, 0),
+        }
+    }
+}
+
+fn bad_gateway(ctx: &mut Exchange, why: &str) -> Answer {
+    ctx.failure = Some(format!("upstream: {why}"));
+    Answer::BadGateway
+}
+
+fn words(failed: &Failed) -> String {
+    match failed {
+        Failed::Client(error) => format!("client: {error}"),
+        Failed::Connect(error) => format!("connect: {error}"),
+        Failed::Upstream(error, _) => format!("upstream: {error}"),
+        Failed::Late => "upstream: too late".to_owned(),
+        Failed::Malformed(malformed) => format!("upstream: {malformed}"),
+    }
+}
+
+/// Fields that belong to one connection only (RFC 9110, 7.6.1), without those that `Connection` names.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    [header::CONNECTION, header::UPGRADE, header::PROXY_AUTHENTICATE, header::PROXY_AUTHORIZATION].contains(name)
+        || matches!(name.as_str(), "keep-alive" | "proxy-connection")
+}
+
+/// Room for a whole head behind it.
+pub(super) fn status_line(status: StatusCode) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1024);
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(status.canonical_reason().unwrap_or("").as_bytes());
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+/// The version that the lean path speaks.
+pub(super) const VERSION: Version = Version::HTTP_11;
