@@ -50,6 +50,8 @@ pub struct Lean {
 enum After {
     Next,
     Close,
+    /// Without a farewell that the client could take for the end of an answer.
+    Abort,
 }
 
 /// What a plain request turned out to be.
@@ -103,8 +105,10 @@ impl Lean {
                     None => return,
                 },
             };
-            if matches!(after, After::Close) {
-                break;
+            match after {
+                After::Next => {}
+                After::Close => break,
+                After::Abort => return,
             }
         }
         if let Err(error) = client.tcp.shutdown().await {
@@ -204,7 +208,7 @@ impl Lean {
         let closing = request.close || *self.stopping.borrow();
         let (status, bytes_out, after) = match ended {
             Ended::Answered { status, bytes_out, keep } => (Some(status), bytes_out, if keep { After::Next } else { After::Close }),
-            Ended::Broken(status, bytes_out) => (status, bytes_out, After::Close),
+            Ended::Broken(status, bytes_out) => (status, bytes_out, After::Abort),
             Ended::Refused(answer) => {
                 let status = answer.status();
                 let rendered = ctx.rendered(answer, &request.method, headers);
