@@ -40,11 +40,11 @@ impl Kept {
 
 impl Idle {
     /// The connection to `address` that was used last, if one is still good. `careful`: the request cannot be repeated.
-    pub(super) fn take(&self, address: SocketAddr, careful: bool) -> Option<TcpStream> {
+    pub(super) fn take(&self, address: SocketAddr, careful: bool, now: Instant) -> Option<TcpStream> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = all.get_mut(&address)?;
         while let Some(one) = kept.pop() {
-            if one.is_quiet() && (!careful || one.is_quiet_now()) && one.since.elapsed() < KEPT_FOR {
+            if one.is_quiet() && (!careful || one.is_quiet_now()) && now.saturating_duration_since(one.since) < KEPT_FOR {
                 return Some(one.tcp);
             }
         }
@@ -52,11 +52,11 @@ impl Idle {
     }
 
     /// Keeps a connection for the next request, unless there are enough.
-    pub(super) fn put(&self, address: SocketAddr, tcp: TcpStream) {
+    pub(super) fn put(&self, address: SocketAddr, tcp: TcpStream, now: Instant) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = all.entry(address).or_default();
         if kept.len() < MOST {
-            kept.push(Kept { tcp, since: Instant::now() });
+            kept.push(Kept { tcp, since: now });
         }
     }
 
@@ -94,13 +94,13 @@ mod tests {
         drop(theirs);
         speaker.write_all(b"surprise").await.unwrap();
         for tcp in [quiet, closed, talking] {
-            idle.put(address, tcp);
+            idle.put(address, tcp, Instant::now());
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-        assert_eq!(idle.take(address, true).expect("the quiet one").local_addr().unwrap(), local);
-        assert!(idle.take(address, false).is_none());
+        assert_eq!(idle.take(address, true, Instant::now()).expect("the quiet one").local_addr().unwrap(), local);
+        assert!(idle.take(address, false, Instant::now()).is_none());
         let (again, theirs) = pair(&listener).await;
-        idle.put(address, again);
+        idle.put(address, again, Instant::now());
         drop(theirs);
         tokio::time::sleep(Duration::from_millis(50)).await;
         idle.sweep();

@@ -126,7 +126,7 @@ impl Lean {
             let limit = if first { header_timeout } else { keep_alive };
             self.first_bytes(client, limit).await?;
         }
-        let began = Instant::now();
+        let mut began = None;
         loop {
             match wire::request(&mut client.buffer) {
                 // Longer than may be: pingora reads it out and refuses it.
@@ -134,7 +134,7 @@ impl Lean {
                 Arrived::Part => {}
                 arrived => return Some(arrived),
             }
-            let left = header_timeout.saturating_sub(began.elapsed());
+            let left = header_timeout.saturating_sub(began.get_or_insert_with(Instant::now).elapsed());
             if left.is_zero() || !matches!(timeout(left, client.fill()).await, Ok(Ok(1..))) {
                 return None;
             }

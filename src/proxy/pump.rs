@@ -74,6 +74,11 @@ impl Pump {
         matches!(self.end, End::Over) && self.given == self.pending.len()
     }
 
+    /// All that was read was handed over: it is the sender who has the next word.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.given == self.pending.len() && !matches!(self.end, End::Over)
+    }
+
     /// Counts bytes of the sender in; returns how many of them belong to the body.
     fn account(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
         let (taken, over) = match &mut self.end {

@@ -82,6 +82,33 @@ struct Attempt {
     buffer: BytesMut,
 }
 
+/// How long one step may go on without progress: at least the limit, at most twice that. The clock is only read where the first wait was in vain, or a whole request is limited.
+struct Clock {
+    limit: Duration,
+    moved: u64,
+    since: Option<Instant>,
+}
+
+impl Clock {
+    fn start(limit: Duration) -> Clock {
+        Clock { limit, moved: 0, since: None }
+    }
+
+    /// How long may still be waited: for this step, or for all of a request that began then. `None`: no longer.
+    fn left(&self, began: Instant, whole: Option<Duration>) -> Option<Duration> {
+        let step = self.since.map_or(self.limit, |since| self.limit.saturating_sub(since.elapsed()));
+        let left = whole.map_or(step, |whole| step.min(whole.saturating_sub(began.elapsed())));
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// After a wait in vain: did anything move since the last time it was asked? Then the step has its time again.
+    fn moved(&mut self, passed: u64) -> bool {
+        let moved = passed != self.moved;
+        (self.moved, self.since) = (passed, Some(Instant::now()));
+        moved
+    }
+}
+
 impl Relay<'_> {
     /// The whole way.
     pub(super) async fn run(&mut self, route: &Route) -> Ended {
@@ -141,16 +168,19 @@ impl Relay<'_> {
         self.ctx.attempts += 1;
         self.ctx.attempt_began = Some(began);
         let careful = !self.request.method.is_idempotent();
-        let (tcp, reused) = match self.idle.take(address, careful) {
-            Some(tcp) => (tcp, true),
+        let (tcp, reused) = match self.idle.take(address, careful, began) {
+            Some(tcp) => {
+                self.ctx.connect = Some(Duration::ZERO);
+                (tcp, true)
+            }
             None => {
                 let connected = timeout(connect, TcpStream::connect(address)).await;
                 let tcp = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(Err)?;
                 tcp.set_nodelay(true).map_err(Err)?;
+                self.ctx.connect = Some(began.elapsed());
                 (tcp, false)
             }
         };
-        self.ctx.connect = Some(began.elapsed());
         let up = Pump::new(Framing::Length(0), Vec::new(), &[]).map_err(|error| Err(io::Error::other(error)))?;
         Ok(Attempt { tcp, address, reused, up, buffer: BytesMut::new() })
     }
@@ -169,7 +199,7 @@ impl Relay<'_> {
             })
         };
         let trusted = self.ctx.origin.as_ref().is_some_and(|origin| origin.trusted);
-        let kept = |name: &HeaderName| !is_hop_by_hop(name) && !forwarded::is_replaced(name, trusted) && !edited(name);
+        let kept = |name: &HeaderName| !forwarded::is_replaced(name, trusted) && !edited(name);
         self.request.fields.write(&mut out, kept);
         if let Some(origin) = &self.ctx.origin {
             forwarded::each(origin, self.prefix.as_deref(), |name, value| {
@@ -191,34 +221,26 @@ impl Relay<'_> {
     async fn ask(&mut self, attempt: &mut Attempt) -> Result<Response, Failed> {
         let Some((_, timeouts, _)) = self.ctx.forward() else { return Err(Failed::Late) };
         let timeouts = *timeouts;
-        let mut progress = (0, Instant::now());
+        // What was gathered leaves in one go; a longer body has its own pauses first.
+        let mut sending = self.request.body > GATHERED;
+        let mut step = Clock::start(if sending { timeouts.idle } else { timeouts.response });
         loop {
-            let sending = !attempt.up.is_over();
-            let limit = if sending { timeouts.idle } else { timeouts.response };
-            let Some(wait) = self.time_left(progress.1 + limit, timeouts.request) else { return Err(Failed::Late) };
-            match timeout(wait, self.head_or_progress(attempt, sending)).await {
+            let Some(wait) = step.left(self.ctx.began, timeouts.request) else { return Err(Failed::Late) };
+            match timeout(wait, self.head_or_sent(attempt, sending)).await {
                 Ok(Ok(Some(head))) if head.status.is_informational() => self.pass_on(&head, timeouts.idle).await?,
                 Ok(Ok(Some(head))) => return Ok(head),
-                // The request went out whole: from now on the answer's own limit counts.
-                Ok(Ok(None)) => progress = (attempt.up.passed, Instant::now()),
+                Ok(Ok(None)) => (sending, step) = (false, Clock::start(timeouts.response)),
                 Ok(Err(failed)) => return Err(failed),
-                Err(_) if sending && attempt.up.passed != progress.0 => progress = (attempt.up.passed, Instant::now()),
-                Err(_) if sending && self.request.body > attempt.up.passed => {
-                    return Err(Failed::Client(io::ErrorKind::TimedOut.into()));
-                }
+                Err(_) if sending && step.moved(attempt.up.passed) => {}
+                // The client's body stands still, or the upstream does not take it.
+                Err(_) if sending && attempt.up.is_waiting() => return Err(Failed::Client(io::ErrorKind::TimedOut.into())),
                 Err(_) => return Err(Failed::Late),
             }
         }
     }
 
-    /// How long may be waited: until `step` is over, or the whole request. `None`: no longer.
-    fn time_left(&self, step: Instant, whole: Option<Duration>) -> Option<Duration> {
-        let until = whole.map_or(step, |whole| step.min(self.ctx.began + whole));
-        Some(until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
-    }
-
     /// The answer's head, or nothing once the request was sent whole where `sending`.
-    async fn head_or_progress(&mut self, attempt: &mut Attempt, sending: bool) -> Result<Option<Response>, Failed> {
+    async fn head_or_sent(&mut self, attempt: &mut Attempt, sending: bool) -> Result<Option<Response>, Failed> {
         let mut sink_failed = false;
         poll_fn(|cx| {
             if !attempt.up.is_over() && !sink_failed {
@@ -264,7 +286,7 @@ impl Relay<'_> {
             StatusCode::CONTINUE => Ok(()),
             status => {
                 let mut out = status_line(status);
-                head.fields.write(&mut out, |name| !is_hop_by_hop(name));
+                head.fields.write(&mut out, |_| true);
                 out.extend_from_slice(b"\r\n");
                 self.client.send(&out, limit).await.map_err(Failed::Client)
             }
@@ -273,7 +295,9 @@ impl Relay<'_> {
 
     /// The upstream's answer on its way to the client.
     async fn answer(&mut self, mut attempt: Attempt, head: Response) -> Ended {
-        self.ctx.upstream = self.ctx.attempt_began.map(|began| began.elapsed().saturating_sub(self.ctx.connect.unwrap_or_default()));
+        let now = Instant::now();
+        self.ctx.upstream =
+            self.ctx.attempt_began.map(|began| now.saturating_duration_since(began).saturating_sub(self.ctx.connect.unwrap_or_default()));
         let framed = head.framing(&self.request.method).and_then(|(framing, stays)| {
             let keep = !self.closing && framing != Framing::UntilClose && attempt.up.is_over() && !self.client.half_closed;
             let out = self.client_head(&head, framing, keep);
@@ -291,7 +315,7 @@ impl Relay<'_> {
         match result {
             Ok(()) => {
                 if stays && framing != Framing::UntilClose && !down.surplus && attempt.up.is_over() {
-                    self.idle.put(attempt.address, attempt.tcp);
+                    self.idle.put(attempt.address, attempt.tcp, now);
                 }
                 Ended::Answered { status: head.status, bytes_out: down.passed, keep }
             }
@@ -312,10 +336,10 @@ impl Relay<'_> {
         let mut out = status_line(head.status);
         let edits = self.ctx.answer_edits(self.headers);
         let edited = |name: &HeaderName| edits.iter().any(|edit| matches!(edit, Edit::Set(set, _) | Edit::Remove(set) if set == name));
-        let named = if head.fields.contains(&header::CONNECTION) { super::hop_by_hop(&head.fields.map()) } else { Vec::new() };
+        let named = head.fields.named_by_connection();
         let chunked = framing == Framing::Chunked;
         head.fields.write(&mut out, |name| {
-            let lost = is_hop_by_hop(name) || edited(name) || named.contains(name) || (chunked && *name == header::CONTENT_LENGTH);
+            let lost = edited(name) || named.contains(name) || (chunked && *name == header::CONTENT_LENGTH);
             !lost
         });
         for edit in &edits {
@@ -337,9 +361,9 @@ impl Relay<'_> {
     async fn copy(&mut self, attempt: &mut Attempt, down: &mut Pump) -> Result<(), Failed> {
         let Some((_, timeouts, _)) = self.ctx.forward() else { return Err(Failed::Late) };
         let timeouts = *timeouts;
-        let mut progress = (0, Instant::now());
+        let mut step = Clock::start(timeouts.idle);
         loop {
-            let Some(wait) = self.time_left(progress.1 + timeouts.idle, timeouts.request) else { return Err(Failed::Late) };
+            let Some(wait) = step.left(self.ctx.began, timeouts.request) else { return Err(Failed::Late) };
             let both = poll_fn(|cx| {
                 if !attempt.up.is_over() {
                     // Failing or not: the answer decides, and it says the connection ends.
@@ -353,13 +377,8 @@ impl Relay<'_> {
             });
             match timeout(wait, both).await {
                 Ok(result) => return result,
-                Err(_) => {
-                    let passed = down.passed + attempt.up.passed;
-                    if passed == progress.0 {
-                        return Err(Failed::Late);
-                    }
-                    progress = (passed, Instant::now());
-                }
+                Err(_) if step.moved(down.passed + attempt.up.passed) => {}
+                Err(_) => return Err(Failed::Late),
             }
         }
     }
@@ -430,12 +449,6 @@ fn words(failed: &Failed) -> String {
         Failed::Late => "upstream: too late".to_owned(),
         Failed::Malformed(malformed) => format!("upstream: {malformed}"),
     }
-}
-
-/// Fields that belong to one connection only (RFC 9110, 7.6.1), without those that `Connection` names.
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    [header::CONNECTION, header::UPGRADE, header::PROXY_AUTHENTICATE, header::PROXY_AUTHORIZATION].contains(name)
-        || matches!(name.as_str(), "keep-alive" | "proxy-connection")
 }
 
 /// Room for a whole head behind it.

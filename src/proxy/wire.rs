@@ -4,7 +4,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
 use httparse::{ParserConfig, Status};
@@ -20,6 +20,8 @@ struct Field {
     name: HeaderName,
     written: Range<usize>,
     value: Range<usize>,
+    /// It belongs to one connection only.
+    hop: bool,
 }
 
 /// The header fields of one message, in their order and spelling.
@@ -29,27 +31,30 @@ pub struct Fields {
     fields: Vec<Field>,
 }
 
-impl Fields {
-    /// `None` where a name is no name.
-    fn new(raw: Bytes, parsed: &[Parsed]) -> Option<Fields> {
-        let field = |(written, value): &Parsed| {
-            let name = HeaderName::from_bytes(&raw[written.clone()]).ok()?;
-            Some(Field { name, written: written.clone(), value: value.clone() })
-        };
-        let fields = parsed.iter().map(field).collect::<Option<Vec<Field>>>()?;
-        Some(Fields { raw, fields })
-    }
+/// Fields that belong to one connection only (RFC 9110, 7.6.1), without those that `Connection` names.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    *name == header::CONNECTION
+        || *name == header::UPGRADE
+        || *name == header::PROXY_AUTHENTICATE
+        || *name == header::PROXY_AUTHORIZATION
+        || matches!(name.as_str(), "keep-alive" | "proxy-connection")
+}
 
+/// What httparse found, by place in the buffer at `base`; `None` where a name is no name.
+fn fields(base: usize, parsed: &[httparse::Header<'_>]) -> Option<Vec<Field>> {
+    let mut fields = Vec::with_capacity(parsed.len());
+    for field in parsed {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        let hop = is_hop_by_hop(&name);
+        fields.push(Field { name, written: within(base, field.name.as_bytes()), value: within(base, field.value), hop });
+    }
+    Some(fields)
+}
+
+impl Fields {
     /// The values of one field, in their order.
     pub fn all<'a>(&'a self, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
         self.fields.iter().filter(move |field| field.name == *name).map(|field| &self.raw[field.value.clone()])
-    }
-
-    /// The only value of a field; `Err` where there are several.
-    fn one<'a>(&'a self, name: &'a HeaderName) -> Result<Option<&'a [u8]>, Malformed> {
-        let mut all = self.all(name);
-        let first = all.next();
-        if all.next().is_some() { Err(Malformed("a field that may come once came twice")) } else { Ok(first) }
     }
 
     pub fn contains(&self, name: &HeaderName) -> bool {
@@ -68,11 +73,24 @@ impl Fields {
         map
     }
 
-    /// Appends the fields that `keep` keeps to `out`, each as a line.
+    /// Appends the fields that `keep` keeps to `out`, each as a line, without those that belong to this connection only.
     pub fn write(&self, out: &mut Vec<u8>, keep: impl Fn(&HeaderName) -> bool) {
-        for field in self.fields.iter().filter(|field| keep(&field.name)) {
+        out.reserve(self.raw.len());
+        for field in self.fields.iter().filter(|field| !field.hop && keep(&field.name)) {
             line(out, &self.raw[field.written.clone()], &self.raw[field.value.clone()]);
         }
+    }
+
+    /// What `Connection` names beside its own words: as much this connection's alone.
+    pub fn named_by_connection(&self) -> Vec<HeaderName> {
+        let own = |token: &&[u8]| !["close", "keep-alive", "upgrade"].iter().any(|word| token.eq_ignore_ascii_case(word.as_bytes()));
+        let tokens = self.all(&header::CONNECTION).flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+        tokens
+            .filter(own)
+            .filter_map(|token| HeaderName::from_bytes(token).ok())
+            // Framing is ours, whoever calls it his own.
+            .filter(|name| *name != header::CONTENT_LENGTH && *name != header::TRANSFER_ENCODING)
+            .collect()
     }
 }
 
@@ -146,18 +164,15 @@ pub fn request(buffer: &mut BytesMut) -> Arrived {
     let (Ok(method), true) = (Method::from_bytes(method.as_bytes()), is_origin_form(target)) else { return Arrived::Other };
     let base = buffer.as_ptr() as usize;
     let target = within(base, target.as_bytes());
-    let parsed: Vec<Parsed> = head.headers.iter().map(|field| (within(base, field.name.as_bytes()), within(base, field.value))).collect();
+    let Some(fields) = fields(base, head.headers) else { return Arrived::Other };
     // A look ahead, so that what is not plain stays in the buffer whole.
-    let view = Bytes::copy_from_slice(&buffer[..length]);
-    let Some(fields) = Fields::new(view.clone(), &parsed) else { return Arrived::Other };
+    let fields = Fields { raw: Bytes::copy_from_slice(&buffer[..length]), fields };
     let Some((body, close)) = plain_framing(&method, &fields) else { return Arrived::Other };
-    let size = target.len() + parsed.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>();
-    bytes::Buf::advance(buffer, length);
-    Arrived::Plain(Box::new(Request { method, target: view.slice(target), fields, body, close, size }))
+    // The request line's other words and the last line end are no part of it.
+    let size = length.saturating_sub(method.as_str().len() + " HTTP/1.1\r\n\r\n ".len());
+    buffer.advance(length);
+    Arrived::Plain(Box::new(Request { method, target: fields.raw.slice(target), fields, body, close, size }))
 }
-
-/// Name and value of a field, as places in the buffer.
-type Parsed = (Range<usize>, Range<usize>);
 
 /// Where `part`, which is a piece of the buffer at `base`, stands in it.
 fn within(base: usize, part: &[u8]) -> Range<usize> {
@@ -172,21 +187,27 @@ fn is_origin_form(target: &str) -> bool {
 
 /// Length of the body and whether the connection ends, where nothing of the framing or the connection is special.
 fn plain_framing(method: &Method, fields: &Fields) -> Option<(u64, bool)> {
-    const SPECIAL: [HeaderName; 5] = [header::TRANSFER_ENCODING, header::UPGRADE, header::EXPECT, header::TRAILER, header::TE];
-    if *method == Method::CONNECT || SPECIAL.iter().any(|name| fields.contains(name)) {
-        return None;
-    }
-    fields.one(&header::HOST).ok()??;
-    let body = fields.one(&header::CONTENT_LENGTH).ok()?.map_or(Some(0), decimal)?;
-    let mut close = false;
-    for token in fields.all(&header::CONNECTION).flat_map(|value| value.split(|byte| *byte == b',')) {
-        match token.trim_ascii() {
-            token if token.eq_ignore_ascii_case(b"close") => close = true,
-            token if token.eq_ignore_ascii_case(b"keep-alive") => {}
-            _ => return None,
+    let (mut hosts, mut body, mut close) = (0, None, false);
+    for Field { name, value, .. } in &fields.fields {
+        if *name == header::HOST {
+            hosts += 1;
+        } else if *name == header::CONTENT_LENGTH {
+            if body.replace(decimal(&fields.raw[value.clone()])?).is_some() {
+                return None;
+            }
+        } else if *name == header::CONNECTION {
+            for token in fields.raw[value.clone()].split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                match token {
+                    token if token.eq_ignore_ascii_case(b"close") => close = true,
+                    token if token.eq_ignore_ascii_case(b"keep-alive") => {}
+                    _ => return None,
+                }
+            }
+        } else if [header::TRANSFER_ENCODING, header::UPGRADE, header::EXPECT, header::TRAILER, header::TE].iter().any(|it| it == name) {
+            return None;
         }
     }
-    Some((body, close))
+    (hosts == 1 && *method != Method::CONNECT).then_some((body.unwrap_or(0), close))
 }
 
 /// Digits and nothing else (RFC 9110, 8.6); `None` also where they do not fit.
@@ -228,9 +249,8 @@ pub fn response(buffer: &mut BytesMut) -> Result<Option<Response>, Malformed> {
     let status = head.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Malformed("the answer has no valid status"))?;
     let version = if head.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
     let base = buffer.as_ptr() as usize;
-    let parsed: Vec<Parsed> = head.headers.iter().map(|field| (within(base, field.name.as_bytes()), within(base, field.value))).collect();
-    let fields = Fields::new(buffer.split_to(length).freeze(), &parsed).ok_or(Malformed("the answer has a header that is no header"))?;
-    Ok(Some(Response { status, version, fields }))
+    let fields = fields(base, head.headers).ok_or(Malformed("the answer has a header that is no header"))?;
+    Ok(Some(Response { status, version, fields: Fields { raw: buffer.split_to(length).freeze(), fields } }))
 }
 
 impl Response {
@@ -341,7 +361,7 @@ mod tests {
         assert_eq!(&buffer[..], b"abc");
         assert_eq!(request.fields.map()["x-one"], "1");
         let mut out = Vec::new();
-        request.fields.write(&mut out, |name| *name != header::CONNECTION && *name != header::CONTENT_LENGTH);
+        request.fields.write(&mut out, |name| *name != header::CONTENT_LENGTH);
         assert_eq!(out, b"Host: a.test\r\nX-One: 1\r\n");
     }
 

@@ -66,6 +66,7 @@ async fn a_request_means_the_same_on_both_paths() {
         ("skep.closed.address", &address),
     ];
     let edge = Edge::with(&stack(all)).await;
+    #[expect(clippy::type_complexity, reason = "a table")]
     let table: &[(&str, &str, &[(&str, &str)])] = &[
         ("GET", "/", &[]),
         ("GET", "/a/../b?x=1&y=%20", &[("user-agent", "test"), ("x-removed", "1"), ("x-kept", "1")]),
@@ -181,7 +182,10 @@ async fn requests_that_arrive_together_are_answered_in_their_order() {
     for number in 0..20 {
         // Every third is pingora's: the connection goes over and comes back.
         let special = if number % 3 == 2 { "Te: trailers\r\n" } else { "" };
-        sent.push_str(&format!("POST /count HTTP/1.1\r\nHost: web.test\r\n{special}Content-Length: {number}\r\n\r\n{}", "x".repeat(number)));
+        sent.push_str(&format!(
+            "POST /count HTTP/1.1\r\nHost: web.test\r\n{special}Content-Length: {number}\r\n\r\n{}",
+            "x".repeat(number)
+        ));
         if number % 3 == 2 {
             let got = raw_keep(&mut TcpStream::connect(edge.http).await.unwrap(), &sent, 3).await;
             let counts: Vec<_> = got.iter().map(String::as_str).collect();
