@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod log;
 pub mod prometheus;
+mod tally;
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
