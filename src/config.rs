@@ -27,6 +27,7 @@ pub struct Config {
     pub defaults: Defaults,
     pub access_log: AccessLog,
     pub log: Log,
+    pub otlp: Otlp,
     pub labels: Labels,
     pub state: StateDirectory,
 }
@@ -73,6 +74,17 @@ pub struct Proxy {
     pub header_timeout: Duration,
     pub max_header_bytes: usize,
     pub max_connections: usize,
+    pub server_timing: ServerTiming,
+}
+
+/// Whom answers tell, in `Server-Timing`, where their time went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerTiming {
+    Off,
+    /// Everybody.
+    On,
+    /// Trusted proxies and clients from their networks that send `X-Server-Timing`.
+    OnRequest,
 }
 
 /// What routes get when their labels do not say.
@@ -103,6 +115,29 @@ pub struct AccessLog {
 pub struct Log {
     /// A tracing filter: `info`, `skep=debug,info`.
     pub filter: String,
+    /// Requests whose answer's head takes longer are told here; `None`: off.
+    pub slow_request: Option<Duration>,
+}
+
+/// Whose `traceparent` is continued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TraceTrust {
+    TrustedProxies,
+    All,
+    None,
+}
+
+/// Spans of requests, sent to an OpenTelemetry collector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Otlp {
+    /// The collector's whole URL for traces; `None`: requests are not traced and headers pass as they come.
+    pub endpoint: Option<String>,
+    /// Share of the traces that begin here, 0 to 1.
+    pub sample: f64,
+    pub service_name: String,
+    /// File of `name: value` lines that are sent along, as a token: secret.
+    pub headers_file: Option<PathBuf>,
+    pub trust: TraceTrust,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,6 +175,7 @@ impl Default for Config {
                 header_timeout: Duration::from_secs(15),
                 max_header_bytes: 64 * 1024,
                 max_connections: 20_000,
+                server_timing: ServerTiming::Off,
             },
             defaults: Defaults {
                 timeout_connect: Duration::from_secs(2),
@@ -149,7 +185,14 @@ impl Default for Config {
                 retries: 2,
             },
             access_log: AccessLog { format: AccessLogFormat::Json, path: None },
-            log: Log { filter: "info".to_owned() },
+            log: Log { filter: "info".to_owned(), slow_request: None },
+            otlp: Otlp {
+                endpoint: None,
+                sample: 1.0,
+                service_name: "skep".to_owned(),
+                headers_file: None,
+                trust: TraceTrust::TrustedProxies,
+            },
             labels: Labels { sismics_auth: SismicsAuth::Both },
             state: StateDirectory { directory: Some(PathBuf::from("/var/lib/skep")) },
         }
@@ -278,7 +321,9 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     note(old.admin != new.admin, "admin.listen");
     note(old.docker != new.docker, "docker");
     note(old.access_log != new.access_log, "access-log");
-    note(old.log != new.log, "log.filter");
+    note(old.log != new.log, "log");
+    let exporter = |otlp: &Otlp| (otlp.endpoint.clone(), otlp.service_name.clone(), otlp.headers_file.clone());
+    note(exporter(&old.otlp) != exporter(&new.otlp), "otlp");
     note(old.state != new.state, "state.directory");
     note(old.proxy.h2c != new.proxy.h2c, "proxy.h2c");
     note(old.proxy.keep_alive != new.proxy.keep_alive, "proxy.keep-alive");

@@ -10,6 +10,7 @@ mod peer;
 pub mod pingora;
 mod reply;
 pub mod stream;
+mod trace;
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -14,7 +14,7 @@ use super::deadline::Deadline;
 use super::forwarded::Origin;
 use super::stream::PerConnection;
 use crate::state::{Action, Route, State};
-use crate::telemetry::Record;
+use crate::telemetry::{Record, Trace};
 use crate::upstream::{Backend, InFlight, Pool, Timeouts};
 
 /// What one request carries from phase to phase.
@@ -34,6 +34,12 @@ pub struct Exchange {
     pub(super) attempts: u32,
     pub(super) attempt_began: Option<Instant>,
     pub(super) connect: Option<Duration>,
+    /// The upstream connection had carried another request before.
+    pub(super) reused: Option<bool>,
+    /// Which request of its client connection this is, from 1.
+    pub(super) nth: u32,
+    /// `None`: requests are not traced.
+    pub(super) trace: Option<Box<Trace>>,
     pub(super) upstream: Option<Duration>,
     pub(super) answered: Option<Answer>,
     pub(super) failure: Option<String>,
@@ -62,6 +68,9 @@ impl Exchange {
             attempts: 0,
             attempt_began: None,
             connect: None,
+            reused: None,
+            nth: 0,
+            trace: None,
             upstream: None,
             answered: None,
             failure: None,
@@ -129,7 +138,9 @@ impl Exchange {
         Record {
             at: self.at,
             request_id: self.request_id(),
+            trace: self.trace.as_deref(),
             client: self.origin.as_ref().map(|origin| origin.client),
+            secure: self.origin.as_ref().is_some_and(|origin| origin.secure),
             method: ended.method.as_str(),
             host: &self.host,
             path: ended.uri.path(),
@@ -143,8 +154,12 @@ impl Exchange {
             bytes_in: ended.bytes_in,
             bytes_out: ended.bytes_out,
             duration: self.began.elapsed(),
+            tls: None,
+            wait: self.waited(),
             connect: self.connect,
             upstream: self.upstream,
+            reused: self.reused,
+            nth: self.nth,
             route: route.map(|route| &route.id),
             service: backend.map(|backend| &*backend.service).or(route.map(|route| &*route.service)),
             task: backend.map(|backend| &*backend.task),

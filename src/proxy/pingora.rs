@@ -3,7 +3,7 @@
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use super::exchange::{Exchange, record};
 use super::head::{head_bytes, is_ambiguously_framed, per_connection, target, unknown_connection};
 use super::peer::{UPGRADED_IDLE, apply, peer, rewrite};
 use super::reply::{answer_to, write};
+use super::trace::SERVER_TIMING;
 use super::{Observer, Routed, forwarded};
 use crate::route::Head;
 use crate::state::{Action, Live};
@@ -59,6 +60,7 @@ impl ProxyHttp for Edge {
         ctx.connection = per_connection(session);
         if let Some(connection) = &ctx.connection {
             connection.phase.done();
+            ctx.nth = connection.phase.count();
         }
         Ok(())
     }
@@ -102,8 +104,7 @@ impl ProxyHttp for Edge {
         ctx.failure = None;
         ctx.in_flight = Some(self.ledger.start(&backend));
         ctx.backend = Some(backend);
-        ctx.attempts += 1;
-        ctx.attempt_began = Some(Instant::now());
+        ctx.begin_attempt();
         Ok(Box::new(peer))
     }
 
@@ -115,6 +116,7 @@ impl ProxyHttp for Edge {
             in_flight.failed();
         }
         ctx.failure = Some(format!("connect: {}", error.etype().as_str()));
+        ctx.connect_failed();
         // Nothing of the request left us, so any method may be tried elsewhere.
         let elsewhere = ctx.may_retry() && self.has_untried(ctx);
         error.set_retry(elsewhere);
@@ -124,7 +126,7 @@ impl ProxyHttp for Edge {
     async fn connected_to_upstream(
         &self,
         _session: &mut Session,
-        _reused: bool,
+        reused: bool,
         _peer: &HttpPeer,
         socket: RawFd,
         _digest: Option<&Digest>,
@@ -134,6 +136,7 @@ impl ProxyHttp for Edge {
         if ctx.backend.as_ref().is_some_and(|backend| matches!(backend.scheme, Scheme::Http | Scheme::Https)) {
             ctx.arm_deadlines(socket);
         }
+        ctx.reused = Some(reused);
         ctx.connect = ctx.attempt_began.map(|began| began.elapsed());
         Ok(())
     }
@@ -160,6 +163,12 @@ impl ProxyHttp for Edge {
         request.insert_header(forwarded::X_FORWARDED_HOST, origin.host.as_str())?;
         request.insert_header(header::FORWARDED, origin.forwarded.as_str())?;
         request.insert_header(forwarded::X_REQUEST_ID, origin.request_id.as_str())?;
+        for (name, value) in ctx.trace_headers() {
+            match value {
+                Some(value) => request.insert_header(name, value)?,
+                None => _ = request.remove_header(&name),
+            }
+        }
         if let Some(prefix) = prefix {
             request.insert_header(forwarded::X_FORWARDED_PREFIX, prefix)?;
         }
@@ -234,6 +243,9 @@ impl ProxyHttp for Edge {
             response.append_header(header::SET_COOKIE, cookie)?;
         }
         response.insert_header(forwarded::X_REQUEST_ID, ctx.request_id())?;
+        if let Some(timing) = ctx.server_timing(&session.req_header().headers) {
+            response.append_header(SERVER_TIMING, timing)?;
+        }
         apply(&route.traffic.response_headers, |name, value| match value {
             Some(value) => response.insert_header(name, value.clone()),
             None => {
@@ -299,6 +311,7 @@ impl Edge {
         let refused = refused.or_else(|| is_ambiguously_framed(session).then_some(ambiguous));
         let client = origin.client;
         ctx.origin = Some(origin);
+        ctx.begin_trace(&request.headers);
         let target = match (target, refused) {
             (_, Some(answer)) | (Err(answer), None) => return Routed::Answer(None, answer),
             (Ok(target), None) => target,
@@ -322,6 +335,7 @@ impl Edge {
         if let Some(cors) = ctx.route.as_ref().and_then(|route| route.traffic.cors.as_ref()) {
             rendered.headers.extend(super::cors_headers(cors, &request.headers, answer == Answer::Preflight));
         }
+        rendered.headers.extend(ctx.server_timing(&request.headers).map(|timing| (SERVER_TIMING, timing)));
         ctx.answered = Some(answer);
         write(session, rendered).await
     }

@@ -33,6 +33,8 @@ pub struct Now {
     pub docker_listings: u64,
     pub docker_reconnects: u64,
     pub access_log_dropped: u64,
+    /// Requests whose spans reached no collector; `None`: requests are not traced.
+    pub spans_dropped: Option<u64>,
     /// Client connections that are open.
     pub connections: u64,
     /// Backends of the present table; one that several routes share may be named repeatedly.
@@ -235,6 +237,9 @@ fn scraped(now: &Now) -> Registry {
     registry.register("skep_docker_reconnects", "Times the engine had to be reached again", ConstCounter::new(now.docker_reconnects));
     let help = "Access log lines that were not written";
     registry.register("skep_access_log_dropped", help, ConstCounter::new(now.access_log_dropped));
+    if let Some(dropped) = now.spans_dropped {
+        registry.register("skep_spans_dropped", "Requests whose spans reached no collector", ConstCounter::new(dropped));
+    }
     let connections: Gauge<f64, AtomicU64> = Gauge::default();
     connections.set(now.connections as f64);
     registry.register("skep_connections", "Open client connections", connections);
@@ -278,7 +283,9 @@ mod tests {
         Record {
             at: jiff::Timestamp::UNIX_EPOCH,
             request_id: "",
+            trace: None,
             client: None,
+            secure: false,
             method,
             host: "",
             path: "",
@@ -288,8 +295,12 @@ mod tests {
             bytes_in: 10,
             bytes_out: 100,
             duration: Duration::from_millis(20),
+            tls: None,
+            wait: None,
             connect: Some(Duration::from_micros(300)),
             upstream: None,
+            reused: None,
+            nth: 0,
             route,
             service: None,
             task: None,
