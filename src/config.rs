@@ -83,7 +83,7 @@ pub enum ServerTiming {
     Off,
     /// Everybody.
     On,
-    /// Trusted proxies and clients from their networks that send `X-Server-Timing`.
+    /// Clients in the networks of `trusted-proxies` that send `X-Server-Timing`.
     OnRequest,
 }
 
@@ -371,6 +371,8 @@ mod tests {
             ("[proxy]\nmax-connections = 0", "out-of-range", "0", "1"),
             ("[access-log]\nformat = \"jsonn\"", "bad-word", "\"jsonn\"", "json"),
             ("[labels]\nsismics_auth = \"none\"", "bad-word", "\"none\"", "both"),
+            ("[otlp]\nsample = 0.1", "bad-type", "0.1", "10%"),
+            ("[otlp]\nsample = \"101%\"", "bad-share", "\"101%\"", "100%"),
             ("[http\nlisten = []", "syntax", "", ""),
             ("x = 1", "unknown-setting", "x", ""),
             ("http = \"0.0.0.0:80\"", "bad-type", "http", "[http]"),
@@ -393,6 +395,28 @@ mod tests {
     fn all_mistakes_at_once_and_the_fine_keys_beside_them() {
         let (_, findings) = parse("skep.toml", "[http]\nlisten = 5\n[proxy]\ndrain = \"x\"\nkeep-alive = \"5s\"\n", &[]);
         assert_eq!(findings.len(), 2, "{findings:?}");
+    }
+
+    #[test]
+    fn a_collector_is_a_url_and_gets_the_path_of_otlp() {
+        let endpoint = |value: &str| {
+            let (config, findings) = parse("skep.toml", &format!("[otlp]\nendpoint = \"{value}\"\nsample = \"12.5%\""), &[]);
+            config.map(|config| (config.otlp.endpoint, config.otlp.sample)).ok_or_else(|| findings[0].code.clone())
+        };
+        // written, read
+        let table = [
+            ("off", Ok(None)),
+            ("http://otel:4318", Ok(Some("http://otel:4318/v1/traces"))),
+            ("http://otel:4318/", Ok(Some("http://otel:4318/v1/traces"))),
+            ("http://otel/here?x=1", Ok(Some("http://otel/here?x=1"))),
+            ("https://otel", Err("bad-collector")),
+            ("otel:4318", Err("bad-collector")),
+            ("/v1/traces", Err("bad-collector")),
+            ("http://user:s3cret@otel", Err("secret-in-url")),
+        ];
+        for (written, read) in table {
+            assert_eq!(endpoint(written), read.map(|read| (read.map(str::to_owned), 0.125)).map_err(str::to_owned), "{written}");
+        }
     }
 
     #[test]

@@ -169,6 +169,10 @@ fn collector(given: &Given) -> Read<Option<String>> {
     let text = text(given, EXAMPLE)?;
     let bad = || Diagnostic::error("bad-collector", format!("`{}` is not the URL of a collector", brief(&text)));
     let uri: http::Uri = text.parse().map_err(|_| bad().help(format!("write \"{EXAMPLE}\"")))?;
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(Diagnostic::error("secret-in-url", "a collector's URL must not hold a user or a password")
+            .help("put an `authorization: ...` line into the file of otlp.headers-file"));
+    }
     match (uri.scheme_str(), uri.host(), uri.path()) {
         (Some("http"), Some(_), "/") if uri.query().is_none() => Ok(Some(format!("{}/v1/traces", text.trim_end_matches('/')))),
         (Some("http"), Some(_), _) => Ok(Some(text)),

@@ -73,8 +73,8 @@ impl Exchange {
     pub(super) fn server_timing(&self, request: &HeaderMap) -> Option<HeaderValue> {
         let config = &self.state.config.proxy;
         let asked = || {
-            let known = |origin: &forwarded::Origin| origin.trusted || forwarded::is_trusted(origin.client, &config.trusted_proxies);
-            request.contains_key(X_SERVER_TIMING) && self.origin.as_ref().is_some_and(known)
+            let known = self.origin.as_ref().is_some_and(|origin| forwarded::is_trusted(origin.client, &config.trusted_proxies));
+            known && request.contains_key(X_SERVER_TIMING)
         };
         let told = match config.server_timing {
             ServerTiming::Off => false,

@@ -4,13 +4,13 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode, Uri};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -23,6 +23,8 @@ use crate::config::Otlp;
 
 /// Requests whose spans wait for the sender.
 const QUEUE: usize = 4096;
+/// Their bytes, at most: strangers choose the length of their paths.
+const QUEUED_BYTES: usize = 16 * 1024 * 1024;
 /// Requests that are sent together, at most.
 const BATCH: usize = 512;
 /// How long a batch is gathered.
@@ -34,13 +36,23 @@ const TRIES: u32 = 3;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// How long the end of the process waits for the last batch.
 const LAST_BATCH: Duration = Duration::from_secs(2);
+/// So much of a collector's answer is read.
+const LONGEST_ANSWER: usize = 64 * 1024;
+/// Letters of what it says of refused spans.
+const LONGEST_WORDS: usize = 200;
 /// A file of headers is not longer than this.
 const LONGEST_HEADERS: u64 = 64 * 1024;
 
 /// Where finished requests leave their spans.
 pub struct Spans {
     queue: mpsc::Sender<Queued>,
-    dropped: Arc<AtomicU64>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    dropped: AtomicU64,
+    queued_bytes: AtomicUsize,
 }
 
 enum Queued {
@@ -53,7 +65,7 @@ enum Queued {
 /// The sending half: to be spawned.
 pub struct Exporter {
     queue: mpsc::Receiver<Queued>,
-    dropped: Arc<AtomicU64>,
+    counts: Arc<Counts>,
     client: Client<HttpConnector, Full<Bytes>>,
     endpoint: Uri,
     headers: HeaderMap,
@@ -72,26 +84,28 @@ pub fn open(settings: &Otlp) -> Result<Option<(Spans, Exporter)>, String> {
     let mut headers = settings.headers_file.as_deref().map_or_else(|| Ok(HeaderMap::new()), read_headers)?;
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let (sender, queue) = mpsc::channel(QUEUE);
-    let dropped = Arc::new(AtomicU64::new(0));
+    let counts = Arc::new(Counts::default());
     let client = Client::builder(TokioExecutor::new()).build_http();
     let service_name = settings.service_name.clone();
-    let exporter = Exporter { queue, dropped: dropped.clone(), client, endpoint, headers, service_name, failing: false };
-    Ok(Some((Spans { queue: sender, dropped }, exporter)))
+    let exporter = Exporter { queue, counts: counts.clone(), client, endpoint, headers, service_name, failing: false };
+    Ok(Some((Spans { queue: sender, counts }, exporter)))
 }
 
 impl Spans {
     /// Queues the spans of `record`, if its trace is sampled.
     pub fn write(&self, record: &Record<'_>) {
-        if let Some(spans) = spans(record)
-            && self.queue.try_send(Queued::Spans(spans)).is_err()
-        {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        let Some(spans) = spans(record) else { return };
+        let length = spans.len();
+        let queued = self.counts.queued_bytes.fetch_add(length, Ordering::Relaxed);
+        if queued > QUEUED_BYTES || self.queue.try_send(Queued::Spans(spans)).is_err() {
+            self.counts.queued_bytes.fetch_sub(length, Ordering::Relaxed);
+            self.counts.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Requests whose spans were not delivered: the queue was full, or the collector did not take them.
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.counts.dropped.load(Ordering::Relaxed)
     }
 
     /// Waits until what is queued was sent, for a moment at most.
@@ -130,7 +144,10 @@ impl Exporter {
         let end = Instant::now() + GATHER;
         loop {
             match next {
-                Some(Queued::Spans(spans)) => batch.push(spans),
+                Some(Queued::Spans(spans)) => {
+                    self.counts.queued_bytes.fetch_sub(spans.len(), Ordering::Relaxed);
+                    batch.push(spans);
+                }
                 Some(Queued::Flush(flush)) => waiting.push(flush),
                 None => break,
             }
@@ -144,22 +161,23 @@ impl Exporter {
 
     async fn send(&mut self, batch: &[String]) {
         let body = Bytes::from(export(&self.service_name, batch));
-        let mut result = Err(Failure { reason: String::new(), again: true });
-        for tried in 0..TRIES {
-            result = self.post(body.clone()).await;
-            match &result {
-                Err(failure) if failure.again && tried + 1 < TRIES => sleep(FIRST_WAIT * 2_u32.pow(tried)).await,
-                _ => break,
+        let mut result = self.post(body.clone()).await;
+        for tried in 1..TRIES {
+            if !result.as_ref().is_err_and(|failure| failure.again) {
+                break;
             }
+            sleep(FIRST_WAIT * 2_u32.pow(tried - 1)).await;
+            result = self.post(body.clone()).await;
         }
         match result {
             Ok(()) if self.failing => {
                 self.failing = false;
-                tracing::info!(dropped = self.dropped.load(Ordering::Relaxed), "the collector takes spans again");
+                tracing::info!(dropped = self.counts.dropped.load(Ordering::Relaxed), "the collector takes spans again");
             }
             Ok(()) => {}
-            Err(Failure { reason, .. }) => {
-                self.dropped.fetch_add(batch.len() as u64, Ordering::Relaxed);
+            Err(Failure { reason, lost, .. }) => {
+                let lost = lost.unwrap_or(u64::MAX).min(batch.len() as u64);
+                self.counts.dropped.fetch_add(lost, Ordering::Relaxed);
                 if !self.failing {
                     tracing::error!("cannot send spans to {}: {reason}; they are dropped and counted until that works again", self.place());
                 }
@@ -171,12 +189,21 @@ impl Exporter {
     async fn post(&self, body: Bytes) -> Result<(), Failure> {
         let mut request = Request::new(Full::new(body));
         (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (Method::POST, self.endpoint.clone(), self.headers.clone());
-        let failed = |reason: String| Failure { reason, again: true };
-        // The answer's body may name spans that were refused; only its status matters here, and it ends with the connection.
-        let answer = timeout(ANSWER, self.client.request(request)).await.map_err(|_| failed("no answer in time".to_owned()))?;
-        let status = answer.map_err(|error| failed(chain(&error)))?.status();
-        let again = [StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
-        if status.is_success() { Ok(()) } else { Err(Failure { reason: format!("it answered {status}"), again: again.contains(&status) }) }
+        let answer = timeout(ANSWER, self.answer(request)).await;
+        let (status, body) = answer.map_err(|_| Failure::passing("no answer in time"))?.map_err(|error| Failure::passing(&error))?;
+        if status.is_success() {
+            return refused(&body).map_or(Ok(()), Err);
+        }
+        let passing =
+            [StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+        Err(Failure { reason: format!("it answered {status}"), again: passing.contains(&status), lost: None })
+    }
+
+    async fn answer(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), String> {
+        let (head, body) = self.client.request(request).await.map_err(|error| chain(&error))?.into_parts();
+        // Read to its end, or the connection could not be used again.
+        let body = Limited::new(body, LONGEST_ANSWER).collect().await.map_err(|error| chain(&*error))?;
+        Ok((head.status, body.to_bytes()))
     }
 
     /// The collector without a query or user that may be secret.
@@ -189,6 +216,25 @@ struct Failure {
     reason: String,
     /// It may work when tried again (OTLP/HTTP, "Retryable Response Codes").
     again: bool,
+    /// How many spans; `None`: all.
+    lost: Option<u64>,
+}
+
+impl Failure {
+    fn passing(reason: &str) -> Failure {
+        Failure { reason: reason.to_owned(), again: true, lost: None }
+    }
+}
+
+/// What a collector that took a batch says of spans that it did not take (OTLP/HTTP, "Partial Success").
+fn refused(answer: &[u8]) -> Option<Failure> {
+    let answer: serde_json::Value = serde_json::from_slice(answer).ok()?;
+    let partial = &answer["partialSuccess"];
+    let count = &partial["rejectedSpans"];
+    // 64-bit numbers are text in this encoding, and some write them as numbers.
+    let count = count.as_u64().or_else(|| count.as_str()?.parse().ok()).filter(|count| *count > 0)?;
+    let said: String = partial["errorMessage"].as_str().unwrap_or("").chars().take(LONGEST_WORDS).collect();
+    Some(Failure { reason: format!("it refused {count} spans: {said:?}"), again: false, lost: Some(count) })
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -234,6 +280,22 @@ mod tests {
         assert!(!format!("{headers:?}").contains("s3cret"));
         assert_eq!(parse_headers("a: 1\nno colon\n"), Err(2));
         assert_eq!(parse_headers("bad name: 1"), Err(1));
+    }
+
+    #[test]
+    fn refused_spans_are_counted() {
+        // answer, spans that were refused
+        let table = [
+            ("{}", None),
+            ("", None),
+            (r#"{"partialSuccess":{}}"#, None),
+            (r#"{"partialSuccess":{"rejectedSpans":"0"}}"#, None),
+            (r#"{"partialSuccess":{"rejectedSpans":"3","errorMessage":"old"}}"#, Some(3)),
+            (r#"{"partialSuccess":{"rejectedSpans":3}}"#, Some(3)),
+        ];
+        for (answer, lost) in table {
+            assert_eq!(refused(answer.as_bytes()).and_then(|failure| failure.lost), lost, "{answer}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
+use serde_json::Value;
 use skep::config::{Config, ServerTiming, TraceTrust};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -90,16 +91,53 @@ async fn the_access_log_tells_where_the_time_went_and_what_was_reused() {
     }
     send(edge.http, request("GET", "nobody.test", "/", &[])).await;
     let lines = edge.log_lines(4).await;
-    let number = |line: usize, field: &str| lines[line][field].as_f64().unwrap_or_else(|| panic!("no {field}: {}", lines[line]));
-    assert!(number(0, "upstream_ms") >= 120.0 && number(0, "duration_ms") >= number(0, "upstream_ms"));
-    for line in 0..3 {
+    let number = |line: &Value, field: &str| line[field].as_f64().unwrap_or_else(|| panic!("no {field}: {line}"));
+    assert!(number(&lines[0], "upstream_ms") >= 120.0);
+    for (place, line) in lines.iter().enumerate().take(3) {
         let head = number(line, "wait_ms") + number(line, "connect_ms") + number(line, "upstream_ms");
         // Each is rounded by itself.
-        assert!(head <= number(line, "duration_ms") + 0.01, "{}", lines[line]);
-        assert_eq!(lines[line]["conn_requests"], line + 1);
+        assert!(head <= number(line, "duration_ms") + 0.01, "{line}");
+        assert_eq!(line["conn_requests"], place + 1);
     }
     assert_eq!((&lines[0]["reused"], &lines[2]["reused"]), (&false.into(), &true.into()));
     assert!(lines[3].get("wait_ms").is_none() && lines[3].get("reused").is_none() && lines[3]["conn_requests"] == 1);
+}
+
+/// What the edge says of itself.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_slow_answer_is_told_and_a_long_stream_is_not() {
+    let said = Said::default();
+    let writer = said.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    // Everything runs on this thread.
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let upstream = Upstream::start("web").await;
+    let edge = edge(&upstream.address.to_string(), |config| config.log.slow_request = Some(Duration::from_millis(300))).await;
+    let slow = send(edge.http, request("GET", "web.test", "/delay/400", &[])).await;
+    // Its events take a second.
+    send(edge.http, request("GET", "web.test", "/events", &[])).await;
+    send(edge.http, request("GET", "web.test", "/", &[])).await;
+    edge.log_lines(3).await;
+    let text = String::from_utf8(said.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains("slow request")).collect();
+    assert_eq!(lines.len(), 1, "{text}");
+    for part in [slow.header("x-request-id"), "WARN", "/delay/400", "head_ms=4", "suppressed=0"] {
+        assert!(lines[0].contains(part), "{part}: {}", lines[0]);
+    }
 }
 
 #[tokio::test]
@@ -232,7 +270,7 @@ async fn a_collector_that_is_away_hurts_no_request_and_is_counted() {
         if url == "http://127.0.0.1:1" {
             let mut metrics = String::new();
             for _ in 0..200 {
-                metrics = get_path(edge.admin, "localhost", "/metrics").await.body;
+                metrics = get_path(edge.admin, "admin", "/metrics").await.body;
                 if !metrics.contains("skep_spans_dropped_total 0\n") {
                     break;
                 }
