@@ -1,11 +1,14 @@
 //! A request as OpenTelemetry spans in OTLP's JSON (opentelemetry-proto 1.x, "JSON Protobuf Encoding"): one for the request,
 //! one for each try on a task. Names and attributes are those of the semantic conventions for HTTP, ours begin with `skep.`.
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use http::header;
+use serde::{Serialize, Serializer};
 
-use super::{Attempt, LONG, Record, SHORT, Trace, clip};
+use super::{Attempt, LONG, Record, SHORT, SpanId, Trace, TraceId, clip};
 
 /// Methods by which a span may be named; anybody can invent others (RFC 9110 and 5789).
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE"];
@@ -14,64 +17,119 @@ const SERVER: u8 = 2;
 const CLIENT: u8 = 3;
 const ERROR: u8 = 2;
 
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Span<'a> {
+    trace_id: TraceId,
+    span_id: SpanId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent_span_id: Option<SpanId>,
+    name: Cow<'a, str>,
+    kind: u8,
+    #[serde(serialize_with = "as_text")]
+    start_time_unix_nano: i128,
+    #[serde(serialize_with = "as_text")]
+    end_time_unix_nano: i128,
+    attributes: Attributes<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status<'a>>,
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    code: u8,
+    message: Cow<'a, str>,
+}
+
+#[derive(Default, Serialize)]
+#[serde(transparent)]
+struct Attributes<'a>(Vec<Attribute<'a>>);
+
+#[derive(Serialize)]
+struct Attribute<'a> {
+    key: &'static str,
+    value: Value<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Value<'a> {
+    StringValue(Cow<'a, str>),
+    #[serde(serialize_with = "as_text")]
+    IntValue(u64),
+}
+
+/// 64-bit numbers are text in this encoding.
+fn as_text<S: Serializer, T: std::fmt::Display>(number: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(number)
+}
+
 /// The spans of `record`, with commas between them; `None`: its trace is not sampled.
 pub(super) fn spans(record: &Record<'_>) -> Option<String> {
     let trace = record.trace.filter(|trace| trace.sampled)?;
-    let mut text = server(record, trace).to_string();
-    for (number, attempt) in trace.attempts.iter().enumerate() {
-        text.push(',');
-        text.push_str(&client(record, trace, attempt, number).to_string());
+    let clients = trace.attempts.iter().enumerate().map(|(number, attempt)| client(record, trace, attempt, number));
+    let mut bytes = Vec::with_capacity(2048);
+    for span in std::iter::once(server(record, trace)).chain(clients) {
+        if !bytes.is_empty() {
+            bytes.push(b',');
+        }
+        // Texts and numbers into a Vec: it cannot fail.
+        serde_json::to_writer(&mut bytes, &span).ok()?;
     }
-    Some(text)
+    String::from_utf8(bytes).ok()
 }
 
 /// What a collector takes: `spans` of many requests, each as [`spans`] made it.
 pub(super) fn export(service_name: &str, spans: &[String]) -> String {
-    let mut resource = Attributes::default();
-    resource.text("service.name", service_name);
-    resource.text("service.version", env!("CARGO_PKG_VERSION"));
-    let resource = json!({ "attributes": resource.0 });
-    let scope = json!({ "name": "skep", "version": env!("CARGO_PKG_VERSION") });
+    let version = env!("CARGO_PKG_VERSION");
+    let text = |key: &str, text: &str| serde_json::json!({ "key": key, "value": { "stringValue": text } });
+    let resource = serde_json::json!({ "attributes": [text("service.name", service_name), text("service.version", version)] });
+    let scope = serde_json::json!({ "name": "skep", "version": version });
     let spans = spans.join(",");
     format!(r#"{{"resourceSpans":[{{"resource":{resource},"scopeSpans":[{{"scope":{scope},"spans":[{spans}]}}]}}]}}"#)
 }
 
-fn server(record: &Record<'_>, trace: &Trace) -> Value {
+fn server<'a>(record: &'a Record<'_>, trace: &Trace) -> Span<'a> {
     let mut attributes = Attributes::default();
     let method = attributes.method(record.method);
     attributes.text("url.scheme", if record.secure { "https" } else { "http" });
-    attributes.text("url.path", &clip(record.path, LONG));
-    attributes.text("url.query", &clip(record.query, LONG));
-    attributes.text("server.address", &clip(&record.host(), SHORT));
-    attributes.text("client.address", &record.client.map(|client| client.to_string()).unwrap_or_default());
+    attributes.text("url.path", clip(record.path, LONG));
+    attributes.text("url.query", clip(record.query, LONG));
+    attributes.text("server.address", cut(record.host()));
+    attributes.text("client.address", record.client.map(|client| client.to_string()).unwrap_or_default());
     attributes.text("network.protocol.version", record.version.trim_start_matches("HTTP/").trim_end_matches(".0"));
-    attributes.text("user_agent.original", &clip(&record.header(http::header::USER_AGENT), SHORT));
+    attributes.text("user_agent.original", cut(record.header(header::USER_AGENT)));
     attributes.status(record.status);
     attributes.number("http.request.body.size", record.bytes_in);
     attributes.number("http.response.body.size", record.bytes_out);
-    attributes.text("skep.request_id", &clip(record.request_id, SHORT));
+    attributes.text("skep.request_id", clip(record.request_id, SHORT));
     attributes.text("skep.route", record.route.map_or("", |route| &**route));
     attributes.text("skep.service", record.service.unwrap_or(""));
     let failed = record.status >= 500 || record.status == 0;
     if failed {
-        attributes.text("error.type", &record.status.to_string());
+        attributes.text("error.type", record.status.to_string());
     }
-    // Routes are few and named by labels: a name that can be grouped by.
-    let name = record.route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}"));
-    let mut span = json!({ "traceId": trace.id.to_string(), "spanId": trace.span.to_string(), "name": name, "kind": SERVER });
-    if let Some(parent) = trace.parent {
-        span["parentSpanId"] = parent.to_string().into();
+    Span {
+        trace_id: trace.id,
+        span_id: trace.span,
+        parent_span_id: trace.parent,
+        // Routes are few and named by labels: a name that can be grouped by.
+        name: record.route.map_or(Cow::Borrowed(method), |route| format!("{method} {route}").into()),
+        kind: SERVER,
+        start_time_unix_nano: record.at.as_nanosecond(),
+        end_time_unix_nano: nanoseconds(record, record.duration),
+        attributes,
+        status: failed.then(|| Status { code: ERROR, message: clip(record.error.as_deref().unwrap_or(""), SHORT) }),
     }
-    finish(span, record, Duration::ZERO..record.duration, attributes, failed.then(|| record.error.as_deref().unwrap_or("")))
 }
 
-fn client(record: &Record<'_>, trace: &Trace, attempt: &Attempt, number: usize) -> Value {
+fn client<'a>(record: &'a Record<'_>, trace: &'a Trace, attempt: &'a Attempt, number: usize) -> Span<'a> {
     let mut attributes = Attributes::default();
-    let method = attributes.method(record.method);
-    attributes.text("server.address", &attempt.address.ip().to_string());
+    let name = attributes.method(record.method);
+    attributes.text("server.address", attempt.address.ip().to_string());
     attributes.number("server.port", attempt.address.port().into());
-    attributes.text("skep.task", &attempt.task);
-    attributes.text("skep.backend", &attempt.backend);
+    attributes.text("skep.task", &*attempt.task);
+    attributes.text("skep.backend", &*attempt.backend);
     if number > 0 {
         attributes.number("http.request.resend_count", number as u64);
     }
@@ -79,42 +137,49 @@ fn client(record: &Record<'_>, trace: &Trace, attempt: &Attempt, number: usize) 
     if answered {
         attributes.status(record.status);
     }
-    let status = answered.then_some(record.status).filter(|status| *status >= 400);
-    let error = attempt.error.map(str::to_owned).or_else(|| status.map(|status| status.to_string()));
-    let error = error.or_else(|| (!answered).then(|| "no answer".to_owned()));
-    attributes.text("error.type", error.as_deref().unwrap_or(""));
-    let span = json!({
-        "traceId": trace.id.to_string(), "spanId": attempt.span.to_string(), "parentSpanId": trace.span.to_string(),
-        "name": method, "kind": CLIENT,
-    });
-    finish(span, record, attempt.began..attempt.ended.unwrap_or(record.duration), attributes, error.as_deref())
-}
-
-fn finish(mut span: Value, record: &Record<'_>, during: std::ops::Range<Duration>, attributes: Attributes, error: Option<&str>) -> Value {
-    let nanoseconds = |offset: Duration| (record.at.as_nanosecond() + offset.as_nanos().cast_signed()).to_string();
-    span["startTimeUnixNano"] = nanoseconds(during.start).into();
-    span["endTimeUnixNano"] = nanoseconds(during.end).into();
-    span["attributes"] = attributes.0.into();
-    if let Some(error) = error {
-        span["status"] = json!({ "code": ERROR, "message": clip(error, SHORT) });
+    let error: Option<Cow<'_, str>> = match attempt.error {
+        Some(error) => Some(error.into()),
+        None if !answered => Some("no answer".into()),
+        None => (record.status >= 400).then(|| record.status.to_string().into()),
+    };
+    attributes.text("error.type", error.clone().unwrap_or_default());
+    let during: Range<Duration> = attempt.began..attempt.ended.unwrap_or(record.duration);
+    Span {
+        trace_id: trace.id,
+        span_id: attempt.span,
+        parent_span_id: Some(trace.span),
+        name: name.into(),
+        kind: CLIENT,
+        start_time_unix_nano: nanoseconds(record, during.start),
+        end_time_unix_nano: nanoseconds(record, during.end),
+        attributes,
+        status: error.map(|message| Status { code: ERROR, message }),
     }
-    span
 }
 
-#[derive(Default)]
-struct Attributes(Vec<Value>);
+/// In Unix time, `after` the request's head.
+fn nanoseconds(record: &Record<'_>, after: Duration) -> i128 {
+    record.at.as_nanosecond() + after.as_nanos().cast_signed()
+}
 
-impl Attributes {
+fn cut(text: Cow<'_, str>) -> Cow<'_, str> {
+    match text {
+        Cow::Borrowed(text) => clip(text, SHORT),
+        Cow::Owned(text) => clip(&text, SHORT).into_owned().into(),
+    }
+}
+
+impl<'a> Attributes<'a> {
     /// Empty texts are left out.
-    fn text(&mut self, key: &str, text: &str) {
+    fn text(&mut self, key: &'static str, text: impl Into<Cow<'a, str>>) {
+        let text = text.into();
         if !text.is_empty() {
-            self.push(key, "stringValue", text.into());
+            self.0.push(Attribute { key, value: Value::StringValue(text) });
         }
     }
 
-    /// 64-bit numbers are text in this encoding.
-    fn number(&mut self, key: &str, number: u64) {
-        self.push(key, "intValue", number.to_string().into());
+    fn number(&mut self, key: &'static str, number: u64) {
+        self.0.push(Attribute { key, value: Value::IntValue(number) });
     }
 
     fn status(&mut self, status: u16) {
@@ -124,18 +189,14 @@ impl Attributes {
     }
 
     /// Returns what a span is named by.
-    fn method<'a>(&mut self, method: &'a str) -> &'a str {
+    fn method(&mut self, method: &'a str) -> &'a str {
         if METHODS.contains(&method) {
             self.text("http.request.method", method);
             return method;
         }
         self.text("http.request.method", "_OTHER");
-        self.text("http.request.method_original", &clip(method, SHORT));
+        self.text("http.request.method_original", clip(method, SHORT));
         "HTTP"
-    }
-
-    fn push(&mut self, key: &str, kind: &str, value: Value) {
-        self.0.push(json!({ "key": key, "value": Map::from_iter([(kind.to_owned(), value)]) }));
     }
 }
 
@@ -146,11 +207,11 @@ mod tests {
 
     use http::{HeaderMap, HeaderValue, header};
     use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-    use opentelemetry_proto::tonic::trace::v1::Span;
+    use opentelemetry_proto::tonic::trace::v1::Span as Read;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::telemetry::{Parent, SpanId, TraceId};
+    use crate::telemetry::Parent;
 
     static ROUTE: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from("shop_web/api"));
     static HEADERS: LazyLock<HeaderMap> =
@@ -209,7 +270,7 @@ mod tests {
     }
 
     /// As a collector reads it.
-    fn read(record: &Record<'_>) -> Vec<Span> {
+    fn read(record: &Record<'_>) -> Vec<Read> {
         let text = export("edge", &[spans(record).expect("a sampled trace")]);
         let mut request: ExportTraceServiceRequest = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
         let resource = request.resource_spans.remove(0);
@@ -217,7 +278,7 @@ mod tests {
         resource.scope_spans.into_iter().flat_map(|scope| scope.spans).collect()
     }
 
-    fn attribute(span: &Span, key: &str) -> String {
+    fn attribute(span: &Read, key: &str) -> String {
         use opentelemetry_proto::tonic::common::v1::any_value::Value::{IntValue, StringValue};
         let found = span.attributes.iter().find(|attribute| attribute.key == key);
         match found.and_then(|found| found.value.clone()?.value) {

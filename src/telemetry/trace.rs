@@ -57,6 +57,12 @@ impl Serialize for TraceId {
     }
 }
 
+impl Serialize for SpanId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// What a caller says of the span that a request comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parent {
