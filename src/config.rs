@@ -27,6 +27,7 @@ pub struct Config {
     pub defaults: Defaults,
     pub access_log: AccessLog,
     pub log: Log,
+    pub otlp: Otlp,
     pub labels: Labels,
     pub state: StateDirectory,
 }
@@ -75,6 +76,17 @@ pub struct Proxy {
     pub max_connections: usize,
     /// Threads that serve connections; 0: one a core.
     pub workers: usize,
+    pub server_timing: ServerTiming,
+}
+
+/// Whom answers tell, in `Server-Timing`, where their time went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerTiming {
+    Off,
+    /// Everybody.
+    On,
+    /// Clients in the networks of `trusted-proxies` that send `X-Server-Timing`.
+    OnRequest,
 }
 
 /// What routes get when their labels do not say.
@@ -105,6 +117,29 @@ pub struct AccessLog {
 pub struct Log {
     /// A tracing filter: `info`, `skep=debug,info`.
     pub filter: String,
+    /// Requests whose answer's head takes longer are told here; `None`: off.
+    pub slow_request: Option<Duration>,
+}
+
+/// Whose `traceparent` is continued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TraceTrust {
+    TrustedProxies,
+    All,
+    None,
+}
+
+/// Spans of requests, sent to an OpenTelemetry collector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Otlp {
+    /// The collector's whole URL for traces; `None`: requests are not traced and headers pass as they come.
+    pub endpoint: Option<String>,
+    /// Share of the traces that begin here, 0 to 1.
+    pub sample: f64,
+    pub service_name: String,
+    /// File of `name: value` lines that are sent along, as a token: secret.
+    pub headers_file: Option<PathBuf>,
+    pub trust: TraceTrust,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,6 +178,7 @@ impl Default for Config {
                 max_header_bytes: 64 * 1024,
                 max_connections: 20_000,
                 workers: 0,
+                server_timing: ServerTiming::Off,
             },
             defaults: Defaults {
                 timeout_connect: Duration::from_secs(2),
@@ -152,7 +188,14 @@ impl Default for Config {
                 retries: 2,
             },
             access_log: AccessLog { format: AccessLogFormat::Json, path: None },
-            log: Log { filter: "info".to_owned() },
+            log: Log { filter: "info".to_owned(), slow_request: None },
+            otlp: Otlp {
+                endpoint: None,
+                sample: 1.0,
+                service_name: "skep".to_owned(),
+                headers_file: None,
+                trust: TraceTrust::TrustedProxies,
+            },
             labels: Labels { sismics_auth: SismicsAuth::Both },
             state: StateDirectory { directory: Some(PathBuf::from("/var/lib/skep")) },
         }
@@ -281,7 +324,9 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     note(old.admin != new.admin, "admin.listen");
     note(old.docker != new.docker, "docker");
     note(old.access_log != new.access_log, "access-log");
-    note(old.log != new.log, "log.filter");
+    note(old.log != new.log, "log");
+    let exporter = |otlp: &Otlp| (otlp.endpoint.clone(), otlp.service_name.clone(), otlp.headers_file.clone());
+    note(exporter(&old.otlp) != exporter(&new.otlp), "otlp");
     note(old.state != new.state, "state.directory");
     note(old.proxy.h2c != new.proxy.h2c, "proxy.h2c");
     note(old.proxy.keep_alive != new.proxy.keep_alive, "proxy.keep-alive");
@@ -330,6 +375,8 @@ mod tests {
             ("[proxy]\nmax-connections = 0", "out-of-range", "0", "1"),
             ("[access-log]\nformat = \"jsonn\"", "bad-word", "\"jsonn\"", "json"),
             ("[labels]\nsismics_auth = \"none\"", "bad-word", "\"none\"", "both"),
+            ("[otlp]\nsample = 0.1", "bad-type", "0.1", "10%"),
+            ("[otlp]\nsample = \"101%\"", "bad-share", "\"101%\"", "100%"),
             ("[http\nlisten = []", "syntax", "", ""),
             ("x = 1", "unknown-setting", "x", ""),
             ("http = \"0.0.0.0:80\"", "bad-type", "http", "[http]"),
@@ -352,6 +399,28 @@ mod tests {
     fn all_mistakes_at_once_and_the_fine_keys_beside_them() {
         let (_, findings) = parse("skep.toml", "[http]\nlisten = 5\n[proxy]\ndrain = \"x\"\nkeep-alive = \"5s\"\n", &[]);
         assert_eq!(findings.len(), 2, "{findings:?}");
+    }
+
+    #[test]
+    fn a_collector_is_a_url_and_gets_the_path_of_otlp() {
+        let endpoint = |value: &str| {
+            let (config, findings) = parse("skep.toml", &format!("[otlp]\nendpoint = \"{value}\"\nsample = \"12.5%\""), &[]);
+            config.map(|config| (config.otlp.endpoint, config.otlp.sample)).ok_or_else(|| findings[0].code.clone())
+        };
+        // written, read
+        let table = [
+            ("off", Ok(None)),
+            ("http://otel:4318", Ok(Some("http://otel:4318/v1/traces"))),
+            ("http://otel:4318/", Ok(Some("http://otel:4318/v1/traces"))),
+            ("http://otel/here?x=1", Ok(Some("http://otel/here?x=1"))),
+            ("https://otel", Err("bad-collector")),
+            ("otel:4318", Err("bad-collector")),
+            ("/v1/traces", Err("bad-collector")),
+            ("http://user:s3cret@otel", Err("secret-in-url")),
+        ];
+        for (written, read) in table {
+            assert_eq!(endpoint(written), read.map(|read| (read.map(str::to_owned), 0.125)).map_err(str::to_owned), "{written}");
+        }
     }
 
     #[test]

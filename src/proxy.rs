@@ -16,6 +16,7 @@ mod pump;
 mod relay;
 mod reply;
 pub mod stream;
+mod trace;
 mod wire;
 
 use std::borrow::Cow;

@@ -34,7 +34,9 @@ use crate::state::Live;
 use crate::telemetry::Record;
 use crate::telemetry::admin;
 use crate::telemetry::log::AccessLog;
+use crate::telemetry::otlp::{self, Spans};
 use crate::telemetry::prometheus::Metrics;
+use crate::telemetry::slow::SlowLog;
 use crate::upstream::Ledger;
 
 use self::listener::{Acceptor, BindError};
@@ -74,16 +76,24 @@ pub struct Options {
     pub demo: Option<BTreeMap<String, String>>,
 }
 
-/// Requests end here: one line in the access log, a few counters.
+/// Requests end here: one line in the access log, a few counters, where it is wanted a warning and spans.
 struct Recorder {
     log: AccessLog,
     metrics: Arc<Metrics>,
+    slow: Option<SlowLog>,
+    spans: Option<Spans>,
 }
 
 impl Observer for Recorder {
     fn finished(&self, record: &Record<'_>) {
         self.metrics.record(record);
         self.log.write(record);
+        if let Some(slow) = &self.slow {
+            slow.write(record);
+        }
+        if let Some(spans) = &self.spans {
+            spans.write(record);
+        }
     }
 }
 
@@ -147,10 +157,18 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     if !config.https.listen.is_empty() {
         tracing::warn!(listen = ?config.https.listen, "TLS is not built in so far: the HTTPS addresses are not listened on");
     }
-    let recorder =
-        Arc::new(Recorder { log: AccessLog::open(&config.access_log).map_err(Error::Start)?, metrics: Arc::new(Metrics::new()) });
+    let (spans, exporter) = otlp::open(&config.otlp).map_err(Error::Start)?.unzip();
+    let recorder = Arc::new(Recorder {
+        log: AccessLog::open(&config.access_log).map_err(Error::Start)?,
+        metrics: Arc::new(Metrics::new()),
+        slow: config.log.slow_request.map(SlowLog::new),
+        spans,
+    });
     let (ended, health) = (CancellationToken::new(), Arc::new(Health::default()));
     let mut tasks = JoinSet::new();
+    if let Some(exporter) = exporter {
+        tasks.spawn(exporter.run());
+    }
     let (config_sender, config_receiver) = watch::channel(config.clone());
     let sources = Sources::start(&config, stacks(files, demo), health.clone(), &ended, &mut tasks).await;
     let publisher = Publisher::new(config_receiver, sources, recorder.metrics.clone());
@@ -203,6 +221,9 @@ impl Running {
     pub async fn stop(mut self) -> usize {
         let limit = self.config.borrow().proxy.drain;
         let cut = drain(&self.proxy, &self.connections, &self.stop, limit).await;
+        if let Some(spans) = &self.recorder.spans {
+            spans.flush().await;
+        }
         drop(self.ended);
         self.workers.join().await;
         self.tasks.shutdown().await;

@@ -3,7 +3,12 @@
 
 pub mod admin;
 pub mod log;
+pub mod otlp;
 pub mod prometheus;
+pub mod slow;
+mod span;
+mod tally;
+mod trace;
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -17,6 +22,8 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use serde_json::ser::Formatter;
 
+pub use self::trace::{Attempt, Parent, SpanId, TRACEPARENT, TRACESTATE, Trace, TraceId};
+
 /// Longest path, query or referrer in a line, in bytes before escaping; what is cut off ends in `...`.
 const LONG: usize = 2048;
 /// Longest value of any other field.
@@ -28,7 +35,11 @@ const SHORT: usize = 512;
 pub struct Record<'a> {
     pub at: Timestamp,
     pub request_id: &'a str,
+    /// `None`: requests are not traced.
+    pub trace: Option<&'a Trace>,
     pub client: Option<IpAddr>,
+    /// The client used TLS, as far as we know.
+    pub secure: bool,
     pub method: &'a str,
     /// As routing read it; where it is empty, a line tells what the request's `Host` says.
     pub host: &'a str,
@@ -40,10 +51,18 @@ pub struct Record<'a> {
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub duration: Duration,
+    /// Of the client's TLS handshake, on the first request of a connection.
+    pub tls: Option<Duration>,
+    /// From the request's head until the last try on a task began: queues, sign-in, failed tries before.
+    pub wait: Option<Duration>,
     /// Until an upstream connection stood.
     pub connect: Option<Duration>,
     /// From then until the response's head.
     pub upstream: Option<Duration>,
+    /// The upstream connection had carried another request before.
+    pub reused: Option<bool>,
+    /// Which request of its client connection this is, from 1; 0: unknown.
+    pub nth: u32,
     /// Route id; `None`: no route matched.
     pub route: Option<&'a Arc<str>>,
     pub service: Option<&'a str>,
@@ -61,6 +80,14 @@ impl Record<'_> {
         self.headers.get(name).map_or(Cow::Borrowed(""), |value| String::from_utf8_lossy(value.as_bytes()))
     }
 
+    /// From the request's head to its answer's; where a task gave none, to the end.
+    pub fn to_head(&self) -> Duration {
+        match (self.wait, self.connect, self.upstream) {
+            (Some(wait), Some(connect), Some(upstream)) => wait + connect + upstream,
+            _ => self.duration,
+        }
+    }
+
     fn host(&self) -> Cow<'_, str> {
         if self.host.is_empty() { self.header(header::HOST) } else { Cow::Borrowed(self.host) }
     }
@@ -74,6 +101,8 @@ struct JsonLine<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     request_id: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<TraceId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     client: Option<IpAddr>,
     method: Cow<'a, str>,
     host: Cow<'a, str>,
@@ -86,9 +115,17 @@ struct JsonLine<'a> {
     bytes_out: u64,
     duration_ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    tls_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wait_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     connect_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     upstream_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reused: Option<bool>,
+    #[serde(skip_serializing_if = "is_unknown")]
+    conn_requests: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     route: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,6 +149,7 @@ pub fn json_line(record: &Record<'_>) -> String {
     let line = JsonLine {
         time: record.at,
         request_id: clip(record.request_id, SHORT),
+        trace_id: record.trace.map(|trace| trace.id),
         client: record.client,
         method: clip(record.method, SHORT),
         host: clip(&host, SHORT),
@@ -122,8 +160,12 @@ pub fn json_line(record: &Record<'_>) -> String {
         bytes_in: record.bytes_in,
         bytes_out: record.bytes_out,
         duration_ms: milliseconds(record.duration),
+        tls_ms: record.tls.map(milliseconds),
+        wait_ms: record.wait.map(milliseconds),
         connect_ms: record.connect.map(milliseconds),
         upstream_ms: record.upstream.map(milliseconds),
+        reused: record.reused,
+        conn_requests: record.nth,
         route: optional(record.route.map(|route| &**route)),
         service: optional(record.service),
         task: optional(record.task),
@@ -209,6 +251,10 @@ fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
+fn is_unknown(nth: &u32) -> bool {
+    *nth == 0
+}
+
 /// RFC 3339 with milliseconds: always of the same length, so that lines sort as text.
 fn milliseconds_of_time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{time:.3}"))
@@ -263,7 +309,9 @@ mod tests {
         Record {
             at: "2026-03-01T10:00:00.5Z".parse().expect("a time"),
             request_id: "r1",
+            trace: None,
             client: Some(IpAddr::from([192, 0, 2, 7])),
+            secure: false,
             method: "GET",
             host: "app.example.com",
             path: "/a",
@@ -273,8 +321,12 @@ mod tests {
             bytes_in: 3,
             bytes_out: 4,
             duration: Duration::from_nanos(12_345_678),
+            tls: Some(Duration::from_micros(700)),
+            wait: Some(Duration::from_micros(40)),
             connect: Some(Duration::from_millis(1)),
             upstream: Some(Duration::from_micros(10_500)),
+            reused: Some(true),
+            nth: 3,
             route: Some(&ROUTE),
             service: Some("shop_web"),
             task: Some("shop_web.2"),
@@ -291,8 +343,12 @@ mod tests {
             request_id: "",
             host: "",
             query: "",
+            tls: None,
+            wait: None,
             connect: None,
             upstream: None,
+            reused: None,
+            nth: 0,
             route: None,
             service: None,
             task: None,
@@ -310,11 +366,24 @@ mod tests {
             concat!(
                 r#"{"time":"2026-03-01T10:00:00.500Z","request_id":"r1","client":"192.0.2.7","method":"GET","host":"app.example.com","#,
                 r#""path":"/a","query":"b=1","version":"HTTP/1.1","status":200,"bytes_in":3,"bytes_out":4,"duration_ms":12.346,"#,
-                r#""connect_ms":1.0,"upstream_ms":10.5,"route":"shop_web/api","service":"shop_web","task":"shop_web.2","#,
+                r#""tls_ms":0.7,"wait_ms":0.04,"connect_ms":1.0,"upstream_ms":10.5,"reused":true,"conn_requests":3,"route":"shop_web/api","service":"shop_web","task":"shop_web.2","#,
                 r#""backend":"shop_web/shop_web.2@10.0.1.3:80","retries":1,"user_agent":"curl/8","referer":"https://example.com/","#,
                 r#""error":"broke off"}"#
             )
         );
+    }
+
+    #[test]
+    fn a_traced_request_tells_its_trace() {
+        let trace = Trace::begin(None, 1.0, 0xabc, 1);
+        let line = json_line(&Record { trace: Some(&trace), ..record() });
+        assert!(line.contains(r#""request_id":"r1","trace_id":"00000000000000000000000000000abc","client""#), "{line}");
+    }
+
+    #[test]
+    fn the_time_to_the_head_ends_where_the_answer_begins() {
+        assert_eq!(record().to_head(), Duration::from_micros(40 + 1_000 + 10_500));
+        assert_eq!(bare().to_head(), bare().duration);
     }
 
     #[test]

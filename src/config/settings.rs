@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::given::Given;
-use super::{AccessLogFormat, Config};
+use super::{AccessLogFormat, Config, ServerTiming, TraceTrust};
 use crate::diagnostic::{Diagnostic, brief, nearest};
 use crate::label::{SismicsAuth, Value, duration as label_duration};
 
@@ -49,6 +49,10 @@ const FORMATS: &[(&str, AccessLogFormat)] =
     &[("json", AccessLogFormat::Json), ("common", AccessLogFormat::Common), ("off", AccessLogFormat::Off)];
 const MEANINGS: &[(&str, SismicsAuth)] = &[("both", SismicsAuth::Both), ("route", SismicsAuth::Route), ("owner", SismicsAuth::Owner)];
 
+const TIMINGS: &[(&str, ServerTiming)] = &[("off", ServerTiming::Off), ("on", ServerTiming::On), ("on-request", ServerTiming::OnRequest)];
+const TRUST: &[(&str, TraceTrust)] =
+    &[("trusted-proxies", TraceTrust::TrustedProxies), ("all", TraceTrust::All), ("none", TraceTrust::None)];
+
 /// All settings, in the order of `config/skep.toml`, which says what each is about.
 pub const SETTINGS: &[Setting] = &[
     Setting::new("http.listen", |c, g| put(&mut c.http.listen, addresses(g))),
@@ -70,6 +74,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("proxy.max-header-bytes", |c, g| put(&mut c.proxy.max_header_bytes, number(g, 1024..=1024 * 1024))),
     Setting::new("proxy.max-connections", |c, g| put(&mut c.proxy.max_connections, number(g, 1..=1_000_000))),
     Setting::new("proxy.workers", |c, g| put(&mut c.proxy.workers, number(g, 0..=1024))),
+    Setting::new("proxy.server-timing", |c, g| put(&mut c.proxy.server_timing, word(g, TIMINGS))),
     Setting::new("defaults.timeout-connect", |c, g| put(&mut c.defaults.timeout_connect, duration(g, ms(10)..=HOUR))),
     Setting::new("defaults.timeout-response", |c, g| put(&mut c.defaults.timeout_response, duration(g, ms(10)..=DAY))),
     Setting::new("defaults.timeout-idle", |c, g| put(&mut c.defaults.timeout_idle, duration(g, ms(10)..=DAY))),
@@ -78,6 +83,12 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("access-log.format", |c, g| put(&mut c.access_log.format, word(g, FORMATS))),
     Setting::new("access-log.path", |c, g| put(&mut c.access_log.path, optional_path(g))),
     Setting::new("log.filter", |c, g| put(&mut c.log.filter, text(g, "info"))),
+    Setting::new("log.slow-request", |c, g| put(&mut c.log.slow_request, optional_duration(g))),
+    Setting::new("otlp.endpoint", |c, g| put(&mut c.otlp.endpoint, collector(g))),
+    Setting::new("otlp.sample", |c, g| put(&mut c.otlp.sample, share(g))),
+    Setting::new("otlp.service-name", |c, g| put(&mut c.otlp.service_name, text(g, "skep"))),
+    Setting::new("otlp.headers-file", |c, g| put(&mut c.otlp.headers_file, optional_path(g))),
+    Setting::new("otlp.trust", |c, g| put(&mut c.otlp.trust, word(g, TRUST))),
     Setting::new("labels.sismics_auth", |c, g| put(&mut c.labels.sismics_auth, word(g, MEANINGS))),
     Setting::new("state.directory", |c, g| put(&mut c.state.directory, optional_path(g))),
 ];
@@ -148,6 +159,38 @@ fn endpoint(given: &Given) -> Read<String> {
     }
     let example = if text.starts_with('/') { format!("unix://{text}") } else { EXAMPLE.to_owned() };
     Err(Diagnostic::error("bad-endpoint", format!("`{}` is not a Docker endpoint", brief(&text))).help(format!("write \"{example}\"")))
+}
+
+/// The URL for traces; without a path it is the one that OTLP/HTTP names.
+fn collector(given: &Given) -> Read<Option<String>> {
+    const EXAMPLE: &str = "http://otel-collector:4318";
+    if is_off(given) {
+        return Ok(None);
+    }
+    let text = text(given, EXAMPLE)?;
+    let bad = || Diagnostic::error("bad-collector", format!("`{}` is not the URL of a collector", brief(&text)));
+    let uri: http::Uri = text.parse().map_err(|_| bad().help(format!("write \"{EXAMPLE}\"")))?;
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(Diagnostic::error("secret-in-url", "a collector's URL must not hold a user or a password")
+            .help("put an `authorization: ...` line into the file of otlp.headers-file"));
+    }
+    match (uri.scheme_str(), uri.host(), uri.path()) {
+        (Some("http"), Some(_), "/") if uri.query().is_none() => Ok(Some(format!("{}/v1/traces", text.trim_end_matches('/')))),
+        (Some("http"), Some(_), _) => Ok(Some(text)),
+        (Some("https"), ..) => {
+            Err(bad().help(format!("spans are sent over plain HTTP: run a collector beside the edge and write \"{EXAMPLE}\"")))
+        }
+        _ => Err(bad().help(format!("write \"{EXAMPLE}\""))),
+    }
+}
+
+/// A share in percent, as 0 to 1.
+fn share(given: &Given) -> Read<f64> {
+    let text = text(given, "10%")?;
+    let percent = text.strip_suffix('%').and_then(|number| number.trim_end().parse::<f64>().ok());
+    percent.filter(|percent| (0.0..=100.0).contains(percent)).map(|percent| percent / 100.0).ok_or_else(|| {
+        Diagnostic::error("bad-share", format!("`{}` is not a share", brief(&text))).help("write \"10%\", from \"0%\" to \"100%\"")
+    })
 }
 
 fn networks(given: &Given) -> Read<Vec<IpNet>> {

@@ -16,9 +16,10 @@ use super::deadline::Deadline;
 use super::forwarded::{self, Origin};
 use super::head::{Target, unknown_connection};
 use super::stream::PerConnection;
+use super::trace::SERVER_TIMING;
 use crate::route::Head;
 use crate::state::{Action, Route, State};
-use crate::telemetry::Record;
+use crate::telemetry::{Record, Trace};
 use crate::traffic::HeaderEdit;
 use crate::upstream::{Backend, InFlight, Pool, Timeouts};
 
@@ -60,6 +61,12 @@ pub struct Exchange {
     pub(super) attempts: u32,
     pub(super) attempt_began: Option<Instant>,
     pub(super) connect: Option<Duration>,
+    /// The upstream connection had carried another request before.
+    pub(super) reused: Option<bool>,
+    /// Which request of its client connection this is, from 1.
+    pub(super) nth: u32,
+    /// `None`: requests are not traced.
+    pub(super) trace: Option<Box<Trace>>,
     pub(super) upstream: Option<Duration>,
     pub(super) answered: Option<Answer>,
     pub(super) failure: Option<String>,
@@ -88,6 +95,9 @@ impl Exchange {
             attempts: 0,
             attempt_began: None,
             connect: None,
+            reused: None,
+            nth: 0,
+            trace: None,
             upstream: None,
             answered: None,
             failure: None,
@@ -107,6 +117,7 @@ impl Exchange {
         let refused = super::refuse(asked.version, asked.headers, asked.has_authority, asked.bytes, config.max_header_bytes).or(refused);
         let client = origin.client;
         self.origin = Some(origin);
+        self.begin_trace(asked.headers);
         let target = match (target, refused) {
             (_, Some(answer)) | (Err(answer), None) => return Routed::Answer(None, answer),
             (Ok(target), None) => target,
@@ -136,6 +147,7 @@ impl Exchange {
         if let Ok(id) = HeaderValue::from_str(self.request_id()) {
             edits.push(Edit::Set(forwarded::X_REQUEST_ID, id));
         }
+        edits.extend(self.server_timing(request).map(|timing| Edit::Append(SERVER_TIMING, timing)));
         edits.extend(route.traffic.response_headers.iter().cloned().map(|edit| match edit {
             HeaderEdit::Set(name, value) => Edit::Set(name, value),
             HeaderEdit::Remove(name) => Edit::Remove(name),
@@ -149,6 +161,7 @@ impl Exchange {
         if let Some(cors) = self.route.as_ref().and_then(|route| route.traffic.cors.as_ref()) {
             rendered.headers.extend(super::cors_headers(cors, request, answer == Answer::Preflight));
         }
+        rendered.headers.extend(self.server_timing(request).map(|timing| (SERVER_TIMING, timing)));
         self.answered = Some(answer);
         rendered
     }
@@ -212,7 +225,9 @@ impl Exchange {
         Record {
             at: self.at,
             request_id: self.request_id(),
+            trace: self.trace.as_deref(),
             client: self.origin.as_ref().map(|origin| origin.client),
+            secure: self.origin.as_ref().is_some_and(|origin| origin.secure),
             method: ended.method.as_str(),
             host: &self.host,
             path: ended.uri.path(),
@@ -226,8 +241,12 @@ impl Exchange {
             bytes_in: ended.bytes_in,
             bytes_out: ended.bytes_out,
             duration: self.began.elapsed(),
+            tls: None,
+            wait: self.waited(),
             connect: self.connect,
             upstream: self.upstream,
+            reused: self.reused,
+            nth: self.nth,
             route: route.map(|route| &route.id),
             service: backend.map(|backend| &*backend.service).or(route.map(|route| &*route.service)),
             task: backend.map(|backend| &*backend.task),

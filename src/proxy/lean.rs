@@ -227,6 +227,7 @@ impl Lean {
                 }
             }
         };
+        ctx.nth = client.about.phase.count();
         let ended = exchange::Ended {
             method: &request.method,
             uri,

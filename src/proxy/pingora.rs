@@ -3,7 +3,7 @@
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -58,6 +58,7 @@ impl ProxyHttp for Edge {
         ctx.connection = per_connection(session);
         if let Some(connection) = &ctx.connection {
             connection.phase.done();
+            ctx.nth = connection.phase.count();
         }
         Ok(())
     }
@@ -101,8 +102,7 @@ impl ProxyHttp for Edge {
         ctx.failure = None;
         ctx.in_flight = Some(self.ledger.start(&backend));
         ctx.backend = Some(backend);
-        ctx.attempts += 1;
-        ctx.attempt_began = Some(Instant::now());
+        ctx.begin_attempt();
         Ok(Box::new(peer))
     }
 
@@ -114,6 +114,7 @@ impl ProxyHttp for Edge {
             in_flight.failed();
         }
         ctx.failure = Some(format!("connect: {}", error.etype().as_str()));
+        ctx.connect_failed();
         // Nothing of the request left us, so any method may be tried elsewhere.
         let elsewhere = ctx.may_retry() && self.has_untried(ctx);
         error.set_retry(elsewhere);
@@ -123,7 +124,7 @@ impl ProxyHttp for Edge {
     async fn connected_to_upstream(
         &self,
         _session: &mut Session,
-        _reused: bool,
+        reused: bool,
         _peer: &HttpPeer,
         socket: RawFd,
         _digest: Option<&Digest>,
@@ -133,6 +134,7 @@ impl ProxyHttp for Edge {
         if ctx.backend.as_ref().is_some_and(|backend| matches!(backend.scheme, Scheme::Http | Scheme::Https)) {
             ctx.arm_deadlines(socket);
         }
+        ctx.reused = Some(reused);
         ctx.connect = ctx.attempt_began.map(|began| began.elapsed());
         Ok(())
     }
@@ -159,6 +161,12 @@ impl ProxyHttp for Edge {
             }
         });
         set?;
+        for (name, value) in ctx.trace_headers() {
+            match value {
+                Some(value) => request.insert_header(name, value)?,
+                None => _ = request.remove_header(&name),
+            }
+        }
         apply(&route.traffic.request_headers, |name, value| match value {
             Some(value) => request.insert_header(name, value.clone()),
             None => {

@@ -161,12 +161,11 @@ impl Relay<'_> {
         };
         let (backend, connect) = (backend.clone(), timeouts.connect);
         let address = backend.address;
-        let began = Instant::now();
         self.ctx.failure = None;
         self.ctx.in_flight = Some(self.ledger.start(&backend));
         self.ctx.backend = Some(backend);
-        self.ctx.attempts += 1;
-        self.ctx.attempt_began = Some(began);
+        self.ctx.begin_attempt();
+        let began = self.ctx.attempt_began.unwrap_or(self.ctx.began);
         let careful = !self.request.method.is_idempotent();
         let (tcp, reused) = match self.idle.take(address, careful, began) {
             Some(tcp) => {
@@ -181,6 +180,7 @@ impl Relay<'_> {
                 (tcp, false)
             }
         };
+        self.ctx.reused = Some(reused);
         let up = Pump::new(Framing::Length(0), Vec::new(), &[]).map_err(|error| Err(io::Error::other(error)))?;
         Ok(Attempt { tcp, address, reused, up, buffer: BytesMut::new() })
     }
@@ -199,7 +199,8 @@ impl Relay<'_> {
             })
         };
         let trusted = self.ctx.origin.as_ref().is_some_and(|origin| origin.trusted);
-        let kept = |name: &HeaderName| !forwarded::is_replaced(name, trusted) && !edited(name);
+        let traced = |name: &HeaderName| self.ctx.trace_headers().any(|(ours, _)| ours == *name);
+        let kept = |name: &HeaderName| !(forwarded::is_replaced(name, trusted) || edited(name) || traced(name));
         self.request.fields.write(&mut out, kept);
         if let Some(origin) = &self.ctx.origin {
             forwarded::each(origin, self.prefix.as_deref(), |name, value| {
@@ -207,6 +208,11 @@ impl Relay<'_> {
                     wire::line(&mut out, name.as_str().as_bytes(), value.as_bytes());
                 }
             });
+        }
+        for (name, value) in self.ctx.trace_headers() {
+            if let (Some(value), false) = (value, edited(&name)) {
+                wire::line(&mut out, name.as_str().as_bytes(), value.as_bytes());
+            }
         }
         for edit in edits {
             if let HeaderEdit::Set(name, value) = edit {
@@ -385,6 +391,7 @@ impl Relay<'_> {
 
     /// After a failed attempt of which nothing left us: on to another task, or the end.
     fn failed(&mut self, failed: Failed) -> Option<Ended> {
+        self.ctx.connect_failed();
         self.upstream_failed();
         if let Some(backend) = &self.ctx.backend {
             self.ctx.tried.push(backend.id.clone());

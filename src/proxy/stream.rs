@@ -31,7 +31,11 @@ const WRITE_BUFFER: usize = 8 * 1024;
 /// Is the connection reading a request head? Even: a head is awaited; odd: it was read and the request is being served.
 /// Counting, not a flag, so that a deadline of one head never ends the next.
 #[derive(Debug, Default)]
-pub struct HeadPhase(AtomicU32);
+pub struct HeadPhase {
+    phase: AtomicU32,
+    /// How many requests the connection has carried.
+    requests: AtomicU32,
+}
 
 impl PerConnection {
     /// An accepted socket, told not to wait for more bytes before it sends.
@@ -48,16 +52,21 @@ impl PerConnection {
 impl HeadPhase {
     /// The head was read: bodies may take as long as the route's timeouts allow.
     pub fn done(&self) {
-        self.0.fetch_or(1, Ordering::Relaxed);
+        self.phase.fetch_or(1, Ordering::Relaxed);
+    }
+
+    /// A request begins: the number that it has on this connection, from 1.
+    pub fn count(&self) -> u32 {
+        self.requests.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
     }
 
     /// The request is finished, the next one's head is awaited.
     pub fn awaited(&self) {
-        self.0.fetch_add(self.now() & 1, Ordering::Relaxed);
+        self.phase.fetch_add(self.now() & 1, Ordering::Relaxed);
     }
 
     fn now(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+        self.phase.load(Ordering::Relaxed)
     }
 }
 

@@ -11,6 +11,7 @@ use crate::provider::Health;
 use crate::snapshot::Condition;
 use crate::state::Live;
 use crate::telemetry::admin::Admin;
+use crate::telemetry::otlp::Spans;
 use crate::telemetry::prometheus::{Now, UpstreamNow};
 use crate::upstream::Ledger;
 
@@ -46,6 +47,7 @@ impl View {
             docker_listings: count(&self.health.refreshes) + count(&self.health.polls),
             docker_reconnects: count(&self.health.reconnects),
             access_log_dropped: self.recorder.log.dropped(),
+            spans_dropped: self.recorder.spans.as_ref().map(Spans::dropped),
             connections: self.connections.len() as u64,
             upstreams: self.upstreams(),
         }

@@ -1,35 +1,26 @@
 //! Counters and histograms of what the edge did, and their text for Prometheus.
 //! Every label is bounded: routes by the table (see [`Metrics::keep_routes`]), methods by a list, the rest by what is scraped.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt::{self, Debug};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use dashmap::DashMap;
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::Record;
+use super::tally::{Series, Tally, Timing, Totals};
 
 /// How [`Metrics::encode`]'s text is to be announced.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Methods that are counted by name; anybody can invent others.
-const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE"];
-/// Seconds; from a cached answer on the same machine to the default response timeout.
-const REQUEST_BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
-/// Seconds; a connection stands in well under a millisecond or has a problem.
-const CONNECT_BUCKETS: [f64; 11] = [0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0];
-/// An upgraded connection lasts as long as its user likes: its length says nothing about speed.
-const SWITCHING_PROTOCOLS: u16 = 101;
 
 /// What is read at the moment of a scrape.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -42,6 +33,8 @@ pub struct Now {
     pub docker_listings: u64,
     pub docker_reconnects: u64,
     pub access_log_dropped: u64,
+    /// Requests whose spans reached no collector; `None`: requests are not traced.
+    pub spans_dropped: Option<u64>,
     /// Client connections that are open.
     pub connections: u64,
     /// Backends of the present table; one that several routes share may be named repeatedly.
@@ -92,34 +85,63 @@ struct BySeverity {
     severity: &'static str,
 }
 
-/// Handles of one route's series, so that a request finds them by one lookup.
-struct Series {
-    answers: RwLock<HashMap<(&'static str, u16), Counter>>,
-    duration: Histogram,
-    bytes_in: Counter,
-    bytes_out: Counter,
-    retries: Counter,
+/// Counters that were added up for one scrape.
+#[derive(Debug)]
+struct Counts<Labels>(Vec<(Labels, u64)>);
+
+impl<Labels: EncodeLabelSet + Debug + Send + Sync + 'static> EncodeMetric for Counts<Labels> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|(labels, count)| encoder.encode_family(labels)?.encode_counter::<NoLabelSet, u64, u64>(count, None))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Counter
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Histograms of one scrape.
+#[derive(Debug)]
+struct Timings<const BOUNDS: usize>(Vec<(ByRoute, Timing<BOUNDS>)>);
+
+impl<const BOUNDS: usize> EncodeMetric for Timings<BOUNDS> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|(labels, timing)| timing.encode(encoder.encode_family(labels)?))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<const BOUNDS: usize> EncodeMetric for Timing<BOUNDS> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        encoder.encode_histogram::<NoLabelSet>(self.sum(), self.count(), &self.buckets(), None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
 }
 
 /// Everything that is counted while the edge runs.
 pub struct Metrics {
     registry: Registry,
-    routes: DashMap<Arc<str>, Series>,
-    unmatched: Arc<str>,
-    requests: Family<ByAnswer, Counter>,
-    duration: Family<ByRoute, Histogram, fn() -> Histogram>,
-    bytes_in: Family<ByRoute, Counter>,
-    bytes_out: Family<ByRoute, Counter>,
-    retries: Family<ByRoute, Counter>,
-    connect: Histogram,
-    response: Histogram,
+    tally: Tally,
     swaps: Counter,
     diagnostics: Family<BySeverity, Gauge>,
 }
 
 impl Debug for Metrics {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Metrics").field("routes", &self.routes.len()).finish_non_exhaustive()
+        formatter.debug_struct("Metrics").finish_non_exhaustive()
     }
 }
 
@@ -132,20 +154,8 @@ impl Default for Metrics {
 impl Metrics {
     /// All at zero; the process counts as started now.
     pub fn new() -> Metrics {
-        let mut metrics = Metrics {
-            registry: Registry::default(),
-            routes: DashMap::new(),
-            unmatched: Arc::from(""),
-            requests: Family::default(),
-            duration: Family::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS)),
-            bytes_in: Family::default(),
-            bytes_out: Family::default(),
-            retries: Family::default(),
-            connect: Histogram::new(CONNECT_BUCKETS),
-            response: Histogram::new(REQUEST_BUCKETS),
-            swaps: Counter::default(),
-            diagnostics: Family::default(),
-        };
+        let mut metrics =
+            Metrics { registry: Registry::default(), tally: Tally::new(), swaps: Counter::default(), diagnostics: Family::default() };
         metrics.register();
         metrics.set_diagnostics(0, 0, 0);
         metrics
@@ -153,14 +163,6 @@ impl Metrics {
 
     fn register(&mut self) {
         let registry = &mut self.registry;
-        registry.register("skep_requests", "Finished requests; an empty route: none matched", self.requests.clone());
-        let help = "From a request's head to its answer's last byte; upgraded connections are left out";
-        registry.register("skep_request_duration_seconds", help, self.duration.clone());
-        registry.register("skep_request_bytes", "Bytes of request bodies", self.bytes_in.clone());
-        registry.register("skep_response_bytes", "Bytes of response bodies", self.bytes_out.clone());
-        registry.register("skep_retries", "Attempts on another task after the first", self.retries.clone());
-        registry.register("skep_upstream_connect_seconds", "Until a connection to a task stood", self.connect.clone());
-        registry.register("skep_upstream_response_seconds", "From then until the answer's head", self.response.clone());
         registry.register("skep_swaps", "Routing tables that replaced another", self.swaps.clone());
         registry.register("skep_diagnostics", "Findings about labels and configuration", self.diagnostics.clone());
         registry.register("skep_build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -170,51 +172,7 @@ impl Metrics {
 
     /// Counts a finished request.
     pub fn record(&self, record: &Record<'_>) {
-        let route = record.route.unwrap_or(&self.unmatched);
-        // The entry stays locked meanwhile, so that a concurrent prune cannot orphan the handles.
-        match self.routes.get(route) {
-            Some(series) => self.count(route, &series, record),
-            None => {
-                let series = self.routes.entry(Arc::clone(route)).or_insert_with(|| self.series(route)).downgrade();
-                self.count(route, &series, record);
-            }
-        }
-        observe(&self.connect, record.connect);
-        observe(&self.response, record.upstream);
-    }
-
-    fn series(&self, route: &Arc<str>) -> Series {
-        let labels = ByRoute { route: Arc::clone(route) };
-        Series {
-            answers: RwLock::default(),
-            duration: self.duration.get_or_create_owned(&labels),
-            bytes_in: self.bytes_in.get_or_create_owned(&labels),
-            bytes_out: self.bytes_out.get_or_create_owned(&labels),
-            retries: self.retries.get_or_create_owned(&labels),
-        }
-    }
-
-    fn count(&self, route: &Arc<str>, series: &Series, record: &Record<'_>) {
-        self.count_answer(route, series, (method(record.method), status(record.status)));
-        if record.status != SWITCHING_PROTOCOLS {
-            observe(&series.duration, Some(record.duration));
-        }
-        series.bytes_in.inc_by(record.bytes_in);
-        series.bytes_out.inc_by(record.bytes_out);
-        if record.retries > 0 {
-            series.retries.inc_by(u64::from(record.retries));
-        }
-    }
-
-    fn count_answer(&self, route: &Arc<str>, series: &Series, answer: (&'static str, u16)) {
-        if let Some(counter) = series.answers.read().unwrap_or_else(PoisonError::into_inner).get(&answer) {
-            counter.inc();
-            return;
-        }
-        let (method, status) = answer;
-        let labels = ByAnswer { route: Arc::clone(route), method, status };
-        let mut answers = series.answers.write().unwrap_or_else(PoisonError::into_inner);
-        answers.entry(answer).or_insert_with(|| self.requests.get_or_create_owned(&labels)).inc();
+        self.tally.record(record);
     }
 
     /// A new table replaced the old one.
@@ -232,35 +190,39 @@ impl Metrics {
     /// Forgets the series of all other routes. To be called after each swap.
     pub fn keep_routes<'a>(&self, ids: impl Iterator<Item = &'a str>) {
         let kept: HashSet<&str> = ids.collect();
-        self.routes.retain(|route, series| {
-            let keep = *route == self.unmatched || kept.contains(&**route);
-            if !keep {
-                self.forget(route, series);
-            }
-            keep
-        });
-    }
-
-    fn forget(&self, route: &Arc<str>, series: &mut Series) {
-        let labels = ByRoute { route: Arc::clone(route) };
-        self.duration.remove(&labels);
-        for family in [&self.bytes_in, &self.bytes_out, &self.retries] {
-            family.remove(&labels);
-        }
-        for (method, status) in series.answers.get_mut().unwrap_or_else(PoisonError::into_inner).keys().copied() {
-            self.requests.remove(&ByAnswer { route: Arc::clone(route), method, status });
-        }
+        self.tally.retain(|route| kept.contains(route));
     }
 
     /// The text of everything, as [`CONTENT_TYPE`].
     pub fn encode(&self, now: &Now) -> String {
         let mut text = String::with_capacity(16 * 1024);
-        let written = encode_registry(&mut text, &self.registry)
+        let written = encode_registry(&mut text, &finished(&self.tally.totals()))
+            .and_then(|()| encode_registry(&mut text, &self.registry))
             .and_then(|()| encode_registry(&mut text, &scraped(now)))
             .and_then(|()| encode_eof(&mut text));
         debug_assert!(written.is_ok(), "writing into a String cannot fail");
         text
     }
+}
+
+/// A registry of the requests that were counted, for one scrape.
+fn finished(totals: &Totals) -> Registry {
+    let label = |route: &Arc<str>| ByRoute { route: Arc::clone(route) };
+    let counts = |count: fn(&Series) -> u64| Counts(totals.routes.iter().map(|(route, series)| (label(route), count(series))).collect());
+    let answers = totals.routes.iter().flat_map(|(route, series)| {
+        series.answers().map(|(method, status, count)| (ByAnswer { route: Arc::clone(route), method, status }, count))
+    });
+    let mut registry = Registry::default();
+    registry.register("skep_requests", "Finished requests; an empty route: none matched", Counts(answers.collect()));
+    let help = "From a request's head to its answer's last byte; upgraded connections are left out";
+    let durations = totals.routes.iter().map(|(route, series)| (label(route), series.duration));
+    registry.register("skep_request_duration_seconds", help, Timings(durations.collect()));
+    registry.register("skep_request_bytes", "Bytes of request bodies", counts(|series| series.bytes_in));
+    registry.register("skep_response_bytes", "Bytes of response bodies", counts(|series| series.bytes_out));
+    registry.register("skep_retries", "Attempts on another task after the first", counts(|series| series.retries));
+    registry.register("skep_upstream_connect_seconds", "Until a connection to a task stood", totals.connect);
+    registry.register("skep_upstream_response_seconds", "From then until the answer's head", totals.response);
+    registry
 }
 
 /// A registry of what `now` says, for one scrape.
@@ -275,6 +237,9 @@ fn scraped(now: &Now) -> Registry {
     registry.register("skep_docker_reconnects", "Times the engine had to be reached again", ConstCounter::new(now.docker_reconnects));
     let help = "Access log lines that were not written";
     registry.register("skep_access_log_dropped", help, ConstCounter::new(now.access_log_dropped));
+    if let Some(dropped) = now.spans_dropped {
+        registry.register("skep_spans_dropped", "Requests whose spans reached no collector", ConstCounter::new(dropped));
+    }
     let connections: Gauge<f64, AtomicU64> = Gauge::default();
     connections.set(now.connections as f64);
     registry.register("skep_connections", "Open client connections", connections);
@@ -303,24 +268,10 @@ fn upstreams(registry: &mut Registry, upstreams: &[UpstreamNow]) {
     registry.register("skep_upstream_failures", "Requests that a task failed: no connection, broken off, too late", failures);
 }
 
-fn observe(histogram: &Histogram, duration: Option<Duration>) {
-    if let Some(duration) = duration {
-        histogram.observe(duration.as_secs_f64());
-    }
-}
-
-fn method(name: &str) -> &'static str {
-    METHODS.into_iter().find(|known| *known == name).unwrap_or("OTHER")
-}
-
-/// 0 for what HTTP does not know; a backend may send any three digits.
-fn status(code: u16) -> u16 {
-    if (100..600).contains(&code) { code } else { 0 }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::LazyLock;
+    use std::time::Duration;
 
     use http::HeaderMap;
 
@@ -332,7 +283,9 @@ mod tests {
         Record {
             at: jiff::Timestamp::UNIX_EPOCH,
             request_id: "",
+            trace: None,
             client: None,
+            secure: false,
             method,
             host: "",
             path: "",
@@ -342,8 +295,12 @@ mod tests {
             bytes_in: 10,
             bytes_out: 100,
             duration: Duration::from_millis(20),
+            tls: None,
+            wait: None,
             connect: Some(Duration::from_micros(300)),
             upstream: None,
+            reused: None,
+            nth: 0,
             route,
             service: None,
             task: None,

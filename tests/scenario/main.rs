@@ -4,5 +4,6 @@ mod discovery;
 mod edge;
 mod harness;
 mod lean;
+mod seen;
 mod swarm;
 mod tls;
