@@ -2,7 +2,7 @@
 //! The shell in `proxy/pingora.rs` calls these functions at pingora's phases and makes no choice of its own.
 
 pub mod answer;
-mod chunks;
+pub mod chunks;
 mod client;
 mod deadline;
 mod exchange;
@@ -17,7 +17,7 @@ mod relay;
 mod reply;
 pub mod stream;
 mod trace;
-mod wire;
+pub mod wire;
 
 use std::borrow::Cow;
 use std::sync::Arc;

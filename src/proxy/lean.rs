@@ -2,6 +2,7 @@
 //! It serves a connection as long as its requests are plain and hands each other one to pingora, so that every request is
 //! decided by the same functions and only the bytes take another way.
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,6 @@ use pingora_core::apps::{HttpServerApp, ServerApp};
 use pingora_core::protocols::http::ServerSession;
 use pingora_proxy::HttpProxy;
 use pingora_timeout::timeout;
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -50,8 +50,6 @@ pub struct Lean {
 enum After {
     Next,
     Close,
-    /// Without a farewell that the client could take for the end of an answer.
-    Abort,
 }
 
 /// What a plain request turned out to be.
@@ -81,7 +79,13 @@ impl Lean {
     pub async fn serve(&self, tcp: TcpStream, about: PerConnection) {
         let mut client = Client::new(tcp, about);
         let mut first = true;
-        while let Some(arrived) = self.arrived(&mut client, first).await {
+        let mut stopping = self.stopping.clone();
+        let mut stopped = pin!(async move {
+            // An error means that the edge is gone.
+            _ = stopping.wait_for(|stop| *stop).await;
+            tokio::time::sleep(POLITE).await;
+        });
+        while let Some(arrived) = self.arrived(&mut client, first, stopped.as_mut()).await {
             first = false;
             // Boxed: an idle connection must not hold the room of a busy one.
             let after = match arrived {
@@ -105,26 +109,25 @@ impl Lean {
                     None => return,
                 },
             };
-            match after {
-                After::Next => {}
-                After::Close => break,
-                After::Abort => return,
+            if matches!(after, After::Close) {
+                return;
             }
-        }
-        if let Err(error) = client.tcp.shutdown().await {
-            tracing::debug!(%error, "closing a client connection");
         }
     }
 
     /// The next head; `None` when there will be none.
-    async fn arrived(&self, client: &mut Client, first: bool) -> Option<Arrived> {
+    async fn arrived(&self, client: &mut Client, first: bool, stopped: Pin<&mut impl Future<Output = ()>>) -> Option<Arrived> {
         let (keep_alive, header_timeout, longest) = {
             let config = &self.live.load().config.proxy;
             (config.keep_alive, config.header_timeout, config.max_header_bytes)
         };
         if client.buffer.is_empty() {
             let limit = if first { header_timeout } else { keep_alive };
-            self.first_bytes(client, limit).await?;
+            tokio::select! {
+                biased;
+                read = timeout(limit, client.fill()) => matches!(read, Ok(Ok(1..))).then_some(())?,
+                () = stopped => return None,
+            }
         }
         let mut began = None;
         loop {
@@ -138,20 +141,6 @@ impl Lean {
             if left.is_zero() || !matches!(timeout(left, client.fill()).await, Ok(Ok(1..))) {
                 return None;
             }
-        }
-    }
-
-    async fn first_bytes(&self, client: &mut Client, limit: Duration) -> Option<()> {
-        let mut stopping = self.stopping.clone();
-        let stopped = async move {
-            // An error means that the edge is gone.
-            _ = stopping.wait_for(|stop| *stop).await;
-            tokio::time::sleep(POLITE).await;
-        };
-        tokio::select! {
-            biased;
-            read = timeout(limit, client.fill()) => matches!(read, Ok(Ok(1..))).then_some(()),
-            () = stopped => None,
         }
     }
 
@@ -208,7 +197,7 @@ impl Lean {
         let closing = request.close || *self.stopping.borrow();
         let (status, bytes_out, after) = match ended {
             Ended::Answered { status, bytes_out, keep } => (Some(status), bytes_out, if keep { After::Next } else { After::Close }),
-            Ended::Broken(status, bytes_out) => (status, bytes_out, After::Abort),
+            Ended::Broken(status, bytes_out) => (status, bytes_out, After::Close),
             Ended::Refused(answer) => {
                 let status = answer.status();
                 let rendered = ctx.rendered(answer, &request.method, headers);

@@ -2,7 +2,7 @@
 //! Reading and writing happen in one poll through one piece of memory a thread, so that a waiting connection holds none.
 
 use std::cell::RefCell;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -44,6 +44,10 @@ pub(super) struct Pump {
     /// Read, but not taken by the receiver yet, from `given` on.
     pending: Vec<u8>,
     given: usize,
+    /// Nothing was handed over yet: the head waits for the first piece, to leave together with it.
+    fresh: bool,
+    /// The receiver has some of it.
+    pub(super) begun: bool,
     /// Bytes of the body that were read.
     pub(super) passed: u64,
     /// The sender sent more than the body.
@@ -62,7 +66,7 @@ impl Pump {
             Framing::Chunked => End::Chunks(Chunks::default()),
             Framing::UntilClose => End::Close,
         };
-        let mut pump = Pump { end, pending: Vec::new(), given: 0, passed: 0, surplus: false };
+        let mut pump = Pump { end, pending: Vec::new(), given: 0, fresh: true, begun: false, passed: 0, surplus: false };
         let taken = pump.account(first)?;
         head.extend_from_slice(&first[..taken]);
         pump.pending = head;
@@ -105,6 +109,12 @@ impl Pump {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
+        if std::mem::take(&mut self.fresh)
+            && !matches!(self.end, End::Over)
+            && let Poll::Ready(Err(fault)) = SCRATCH.with_borrow_mut(|scratch| self.poll_piece(cx, source, sink, scratch))
+        {
+            return Poll::Ready(Err(fault));
+        }
         loop {
             ready!(self.poll_give(cx, sink))?;
             if matches!(self.end, End::Over) {
@@ -121,6 +131,7 @@ impl Pump {
                 return Poll::Ready(Err(Fault::Sink(io::ErrorKind::WriteZero.into())));
             }
             self.given += count;
+            self.begun = true;
         }
         if self.given > 0 {
             (self.pending, self.given) = (Vec::new(), 0);
@@ -160,12 +171,22 @@ impl Pump {
         }
         let taken = self.account(piece.filled()).map_err(Fault::Malformed)?;
         let piece = &piece.filled()[..taken];
-        let count = match Pin::new(sink).poll_write(cx, piece) {
+        let waiting = &self.pending[self.given..];
+        let written = match waiting.is_empty() {
+            true => Pin::new(sink).poll_write(cx, piece),
+            false => Pin::new(sink).poll_write_vectored(cx, &[IoSlice::new(waiting), IoSlice::new(piece)]),
+        };
+        let count = match written {
             Poll::Ready(count) => count.map_err(Fault::Sink)?,
             Poll::Pending => 0,
         };
-        if count < piece.len() {
-            self.pending = piece[count..].to_vec();
+        self.begun |= count > 0;
+        match count.checked_sub(waiting.len()) {
+            Some(count) => (self.pending, self.given) = (piece[count..].to_vec(), 0),
+            None => {
+                self.given += count;
+                self.pending.extend_from_slice(piece);
+            }
         }
         Poll::Ready(Ok(()))
     }

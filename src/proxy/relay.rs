@@ -325,6 +325,11 @@ impl Relay<'_> {
                 }
                 Ended::Answered { status: head.status, bytes_out: down.passed, keep }
             }
+            Err(failed) if !down.begun && !matches!(failed, Failed::Client(_)) => {
+                self.upstream_failed();
+                self.ctx.failure = Some(words(&failed));
+                Ended::Refused(if matches!(failed, Failed::Late) { Answer::Timeout } else { Answer::BadGateway })
+            }
             Err(failed) => {
                 // Closed as by a reset, so that half an answer never passes for a whole one.
                 _ = SockRef::from(&self.client.tcp).set_linger(Some(Duration::ZERO));

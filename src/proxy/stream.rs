@@ -38,14 +38,9 @@ pub struct HeadPhase {
 }
 
 impl PerConnection {
-    /// An accepted socket, told not to wait for more bytes before it sends.
-    ///
-    /// # Errors
-    /// When the client is gone already.
-    pub fn accepted(tcp: &TcpStream, peer: SocketAddr) -> io::Result<PerConnection> {
-        tcp.set_nodelay(true)?;
-        let connection = Connection { peer, local: tcp.local_addr()?, secure: false };
-        Ok(PerConnection { connection, phase: Arc::default() })
+    /// A client at `peer`, accepted on `local`.
+    pub fn accepted(peer: SocketAddr, local: SocketAddr) -> PerConnection {
+        PerConnection { connection: Connection { peer, local, secure: false }, phase: Arc::default() }
     }
 }
 

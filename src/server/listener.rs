@@ -51,6 +51,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
+    // Connections inherit it: what is written leaves at once.
+    socket.set_nodelay(true)?;
     socket.listen(BACKLOG)
 }
 
@@ -87,6 +89,13 @@ impl Serve for Acceptor {
     /// Accepts until the edge stops. Past the connection limit new ones wait in the kernel's backlog.
     async fn accept(self, listener: TcpListener) {
         let mut stopping = self.stopping.clone();
+        let local = match listener.local_addr() {
+            Ok(local) => local,
+            Err(error) => {
+                tracing::error!(%error, "a listener has no address");
+                return;
+            }
+        };
         loop {
             let next = async {
                 // The semaphore is never closed, so a place always comes.
@@ -102,10 +111,7 @@ impl Serve for Acceptor {
                 Ok((tcp, peer)) => {
                     let lean = self.lean.clone();
                     self.connections.spawn(async move {
-                        match PerConnection::accepted(&tcp, peer) {
-                            Ok(about) => lean.serve(tcp, about).await,
-                            Err(error) => tracing::debug!(%error, %peer, "the client was gone before it was served"),
-                        }
+                        lean.serve(tcp, PerConnection::accepted(peer, local)).await;
                         drop(place);
                     });
                 }

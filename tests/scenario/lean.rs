@@ -28,6 +28,8 @@ async fn scripted(answer: &'static [u8]) -> (SocketAddr, tokio::sync::mpsc::Unbo
                 }
                 sender.send(String::from_utf8_lossy(&seen).into_owned()).unwrap();
                 stream.write_all(answer).await.ok();
+                // Long enough for what was sent to be on its way before the end is seen.
+                tokio::time::sleep(Duration::from_millis(100)).await;
             });
         }
     });
