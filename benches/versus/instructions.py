@@ -1,0 +1,120 @@
+"""Instructions per request under callgrind: the same count on every run, however busy the machine, and by function."""
+
+import os
+import re
+import subprocess
+import tempfile
+
+import client
+import peers
+from processes import Children, StartFailed, cores, free_ports
+
+WARM_UP = 200
+# What callgrind slows down by fifty still counts every instruction.
+WORKS = {
+    "small": lambda number: client.request(),
+    "large": lambda number: client.request("/large"),
+    "upload": lambda number: client.request("/upload", body=b"x" * 100_000),
+    "hosts": lambda number: client.request(name=client.host(number % 1000)),
+    "connections": lambda number: client.request(close=True),
+}
+DEFAULT_PEERS = ["skep", "haproxy", "nginx"]
+
+
+def exchange(port, work, count, offset=0):
+    """`count` requests, one after another, on one connection (on one each where the work is about that)."""
+    connection = None
+    for number in range(offset, offset + count):
+        connection = connection or client.Connection(port, timeout=60)
+        status = connection.exchange(WORKS[work](number))
+        if status != 200:
+            raise OSError(f"an answer {status}")
+        if work == "connections":
+            connection.close()
+            connection = None
+    if connection:
+        connection.close()
+
+
+def control(child, *arguments):
+    done = subprocess.run(["callgrind_control", *arguments, str(child.process.pid)], capture_output=True, text=True, timeout=60)
+    if done.returncode or "not" in done.stdout.lower().split():
+        raise StartFailed(f"callgrind_control {' '.join(arguments)}: {done.stdout}{done.stderr}")
+
+
+def total(profile):
+    """All instructions of a callgrind file."""
+    return sum(int(number) for number in re.findall(r"^(?:summary|totals): (\d+)", profile, re.MULTILINE)[-1:])
+
+
+def functions(annotated, count, width=110):
+    """What callgrind_annotate says, the most expensive first: [(instructions a request, function)].
+
+    It counts what was inlined under the file it came from; here it belongs to the function it was inlined into.
+    """
+    found = {}
+    for line in annotated.splitlines():
+        match = re.match(r"\s*([\d,]+)(?: \([\s\d.]+%\))?\s+[^:\s]*:(\S.*)$", line)
+        if match:
+            name = re.sub(r" \[[^]]*\]$", "", match[2])
+            name = re.sub(r"::h[0-9a-f]{16}\b|'\d+$", "", name)[:width]
+            found[name] = found.get(name, 0) + int(match[1].replace(",", ""))
+    return sorted(((cost / count, name) for name, cost in found.items()), reverse=True)
+
+
+def profile(children, peer, arguments, directory, core, ports, upstreams):
+    place = peers.Place(directory, ports, upstreams, single=True)
+    out = os.path.join(arguments.keep, f"callgrind.{peer.name}.{arguments.work}")
+    valgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no", "--fair-sched=yes", f"--callgrind-out-file={out}"]
+    child = children.start(peer.name, [*valgrind, *peer.command(peer.find(), place)], core, directory)
+    child.wait_for(lambda: client.answers(place.http))
+    exchange(place.http, arguments.work, WARM_UP)
+    control(child, "-i", "on")
+    exchange(place.http, arguments.work, arguments.requests, WARM_UP)
+    control(child, "-i", "off")
+    control(child, "-d")
+    children.stop(child)
+    return out
+
+
+def newest(out):
+    """The dump: callgrind numbers them, and writes one more at the end."""
+    dumps = [path for path in (out + ".1", out) if os.path.exists(path)]
+    if not dumps:
+        raise StartFailed(f"no profile at {out}")
+    return dumps[0]
+
+
+def run(arguments):
+    proxy_core, _, backend_core = cores()
+    arguments.keep = os.path.join(peers.TARGET, "versus")
+    os.makedirs(arguments.keep, exist_ok=True)
+    hosts = 1000 if arguments.work == "hosts" else 1
+    chosen = [peer for peer in peers.all_peers("profiling") if peer.name in (arguments.only or DEFAULT_PEERS)]
+    with tempfile.TemporaryDirectory(prefix="versus.") as scratch, Children() as children:
+        backend_port, *ports = free_ports(1 + 3 * len(chosen))
+        place = peers.Place(os.path.join(scratch, "backend"), (0, 0, 0), [])
+        os.makedirs(place.directory)
+        child = children.start("backend", peers.backend(place, backend_port, 1000), backend_core, place.directory)
+        child.wait_for(lambda: client.answers(backend_port))
+        upstreams = [(client.host(n), peers.backend_address(n, backend_port)) for n in range(hosts)]
+        rows = []
+        for number, peer in enumerate(chosen):
+            directory = os.path.join(scratch, peer.name)
+            os.makedirs(directory)
+            try:
+                out = newest(profile(children, peer, arguments, directory, proxy_core, ports[3 * number:][:3], upstreams))
+            except (StartFailed, peers.Missing, OSError) as error:
+                print(f"\n{peer.title}: {error}", flush=True)
+                continue
+            with open(out, errors="replace") as file:
+                rows.append((peer.title, total(file.read()) / arguments.requests))
+            annotated = subprocess.run(["callgrind_annotate", "--auto=no", "--threshold=98", out], capture_output=True, text=True)
+            print(f"\n{peer.title}: {rows[-1][1]:,.0f} instructions a request; the most expensive functions (exclusive):\n")
+            for instructions, name in functions(annotated.stdout, arguments.requests)[: arguments.top]:
+                print(f"  {instructions:9,.0f}  {instructions / max(rows[-1][1], 1):5.1%}  {name}")
+            print(f"\n  by caller: callgrind_annotate --inclusive=yes --tree=caller {out}", flush=True)
+        print(f"\n| {arguments.work}, {arguments.requests} requests | instructions a request |\n|---|---:|")
+        for title, each in rows:
+            print(f"| {title} | {each:,.0f} |")
+    return 0 if rows else 1
