@@ -59,7 +59,8 @@ class Comparison:
 
     def fail(self, peer, why):
         say(f"\n{peer.title} is left out: {why}\n")
-        self.result["failed"][peer.name] = str(why).strip().splitlines()[0]
+        lines = [line.strip() for line in str(why).splitlines() if line.strip()]
+        self.result["failed"][peer.name] = " … ".join(dict.fromkeys([lines[0], lines[-1]]))
         self.peers.remove(peer)
 
     def start_backend(self):

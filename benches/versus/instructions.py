@@ -47,19 +47,63 @@ def total(profile):
     return sum(int(number) for number in re.findall(r"^(?:summary|totals): (\d+)", profile, re.MULTILINE)[-1:])
 
 
-def functions(annotated, count, width=110):
+LINE = re.compile(r"\s*([\d,]+)(?: \([\s\d.]+%\))?\s+([<*>]\s+)?[^:\s]*:(\S.*)$")
+
+
+def costs(lines, count, mark=None, together=sum, width=110):
     """What callgrind_annotate says, the most expensive first: [(instructions a request, function)].
 
-    It counts what was inlined under the file it came from; here it belongs to the function it was inlined into.
+    It counts what was inlined under the file it came from; here it is put `together` with the function it went into.
     """
     found = {}
-    for line in annotated.splitlines():
-        match = re.match(r"\s*([\d,]+)(?: \([\s\d.]+%\))?\s+[^:\s]*:(\S.*)$", line)
-        if match:
-            name = re.sub(r" \[[^]]*\]$", "", match[2])
-            name = re.sub(r"::h[0-9a-f]{16}\b|'\d+$", "", name)[:width]
-            found[name] = found.get(name, 0) + int(match[1].replace(",", ""))
-    return sorted(((cost / count, name) for name, cost in found.items()), reverse=True)
+    for line in lines:
+        match = LINE.match(line)
+        if match and (match[2] or "").strip() == (mark or ""):
+            name = re.sub(r"( \(\d[\d,]*x\))?( \[[^]]*\])?$", "", match[3])
+            name = re.sub(r"::h[0-9a-f]{16}\b|'\d+$", "", name)
+            found.setdefault(name[:width], []).append(int(match[1].replace(",", "")))
+    return sorted(((together(each) / count, name) for name, each in found.items()), reverse=True)
+
+
+def callers(lines, function, count):
+    """Who calls this function: `costs` of the callers, of what they spend in it."""
+    found, block = [], []
+    for line in lines:
+        match = LINE.match(line)
+        if not match:
+            block = []
+        elif (match[2] or "").strip() == "<":
+            block.append(line)
+        elif costs([line], 1, "*")[:1] and costs([line], 1, "*")[0][1] == function:
+            found += block
+    return costs(found, count, "<")
+
+
+def annotate(out, *arguments):
+    command = ["callgrind_annotate", "--auto=no", *arguments, out]
+    return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+
+
+def show(peer, out, arguments):
+    """Prints the lists of one peer, and returns its instructions a request."""
+    with open(out, errors="replace") as file:
+        each = total(file.read()) / arguments.requests
+
+    def print_list(title, rows, top):
+        print(f"\n  {title}:\n")
+        for instructions, name in rows[:top]:
+            print(f"  {instructions:9,.0f}  {instructions / max(each, 1):6.1%}  {name}")
+
+    print(f"\n== {peer.title}: {each:,.0f} instructions a request")
+    own = costs(annotate(out, "--threshold=98"), arguments.requests)
+    print_list("in functions themselves", own, arguments.top)
+    # A function's parts from several files count the same calls: the largest is the nearest to the truth.
+    tree = annotate(out, "--inclusive=yes", "--tree=caller", "--threshold=100")
+    print_list("with all that they call", costs(tree, arguments.requests, "*", max), arguments.top)
+    if own:
+        print_list(f"calls of {own[0][1]}, by caller", callers(tree, own[0][1], arguments.requests), 10)
+    print(f"\n  all of it: callgrind_annotate --inclusive=yes --tree=both {out}", flush=True)
+    return each
 
 
 def profile(children, peer, arguments, directory, core, ports, upstreams):
@@ -107,13 +151,7 @@ def run(arguments):
             except (StartFailed, peers.Missing, OSError) as error:
                 print(f"\n{peer.title}: {error}", flush=True)
                 continue
-            with open(out, errors="replace") as file:
-                rows.append((peer.title, total(file.read()) / arguments.requests))
-            annotated = subprocess.run(["callgrind_annotate", "--auto=no", "--threshold=98", out], capture_output=True, text=True)
-            print(f"\n{peer.title}: {rows[-1][1]:,.0f} instructions a request; the most expensive functions (exclusive):\n")
-            for instructions, name in functions(annotated.stdout, arguments.requests)[: arguments.top]:
-                print(f"  {instructions:9,.0f}  {instructions / max(rows[-1][1], 1):5.1%}  {name}")
-            print(f"\n  by caller: callgrind_annotate --inclusive=yes --tree=caller {out}", flush=True)
+            rows.append((peer.title, show(peer, out, arguments)))
         print(f"\n| {arguments.work}, {arguments.requests} requests | instructions a request |\n|---|---:|")
         for title, each in rows:
             print(f"| {title} | {each:,.0f} |")

@@ -216,8 +216,8 @@ def traefik(binary, place):
         f"--serverstransport.maxidleconnsperhost={POOL}",
         "--serverstransport.forwardingtimeouts.dialtimeout=2s",
         "--serverstransport.forwardingtimeouts.responseheadertimeout=60s",
-        # JSON is YAML.
-        f"--providers.file.filename={place.write('traefik.yaml', json.dumps(rules))}",
+        # JSON is YAML. (A traefik.yaml here would be taken for the static configuration.)
+        f"--providers.file.filename={place.write('rules.yaml', json.dumps(rules))}",
         "--providers.file.watch=false",
         "--log.level=ERROR",
         "--global.checknewversion=false",

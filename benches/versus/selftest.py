@@ -41,6 +41,14 @@ Ir                  file:function
  1,000,000 ( 2.43%)  /src/b.rs:<http::map::HeaderMap<T> as core::ops::Drop>::drop::h0123456789abcdef [/bin/skep]
 """
 
+TREE = """30,606,000 (10.23%)  < /lib/boxed.rs:<T as Apps>::new::{{closure}} (2,000x) [/bin/skep]
+     1,000 ( 0.01%)  < src/b.rs:b (1x)
+47,434,596 (15.86%)  *  ./string/memmove.S:__memcpy [/lib/libc.so.6]
+
+     2,000 ( 0.01%)  < src/c.rs:c (1x)
+        50 ( 0.00%)  *  src/d.rs:other [/bin/skep]
+"""
+
 
 def slices(cpus, rate=10.0):
     return [{"round": n, "requests": 1, "rate": rate, "cpu": cpu, "busy": 0.5, "p50": 1.0, "p99": 2000.0, "errors": 0, "said": []}
@@ -75,8 +83,11 @@ class Parsers(unittest.TestCase):
 
     def test_callgrind(self):
         self.assertEqual(instructions.total("events: Ir\nsummary: 0\n\ntotals: 123\n"), 123)
-        self.assertEqual(instructions.functions(ANNOTATED, 1000), [
+        self.assertEqual(instructions.costs(ANNOTATED.splitlines(), 1000), [
             (5662.0, "ngx_http_parse_header_line"), (3000.0, "<http::map::HeaderMap<T> as core::ops::Drop>::drop")])
+        tree = TREE.splitlines()
+        self.assertEqual(instructions.costs(tree, 1, "*", max), [(47434596.0, "__memcpy"), (50.0, "other")])
+        self.assertEqual(instructions.callers(tree, "__memcpy", 1000), [(30606.0, "<T as Apps>::new::{{closure}}"), (1.0, "b")])
 
 
 class Ratios(unittest.TestCase):
