@@ -6,6 +6,7 @@ X-Forwarded-*, bodies streamed, connect 2 s, idle 60 s, one thread (or as many a
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -105,6 +106,7 @@ def haproxy(binary, place):
 global
     nbthread 1
     maxconn {MAX_CLIENTS}
+    # It reckons with two files a client. Idle ones have one.
     no strict-limits
 defaults
     mode http
@@ -150,11 +152,9 @@ http {{
 
 
 def nginx_head(place):
-    import resource
-
     return NGINX_HEAD.format(
         directory=place.directory,
-        files=min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 65536) if os.geteuid() else 32768,
+        files=min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 65536),
         user="user root;" if os.geteuid() == 0 else "",
         single="master_process off;" if place.single else "",
         NO_LIMIT=NO_LIMIT,
@@ -240,6 +240,7 @@ http://{name}:{place.http} {{
 }}
 """ for name, address in place.upstreams)
     config = place.write("Caddyfile", f"""{{
+    storage file_system {place.directory}
     admin off
     auto_https off
     persist_config off
@@ -275,12 +276,13 @@ def envoy(binary, place):
          "routes": [{"match": {"prefix": "/"}, "route": {"cluster": f"b{n}", "timeout": "60s"}}]}
         for n, (name, _) in enumerate(place.upstreams)
     ]
+    forwarded_host = {"header": {"key": "x-forwarded-host", "value": "%REQ(:authority)%"}}
     router = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
     manager = {
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "front", "codec_type": "AUTO", "use_remote_address": True,
         "common_http_protocol_options": {"idle_timeout": "60s"}, "request_headers_timeout": "15s",
-        "route_config": {"name": "hosts", "virtual_hosts": hosts},
+        "route_config": {"name": "hosts", "virtual_hosts": hosts, "request_headers_to_add": [forwarded_host]},
         "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": router}}],
     }
     config = {"static_resources": {

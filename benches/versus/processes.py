@@ -34,14 +34,16 @@ def free_ports(count):
 class Child:
     """A process and all that it starts. They share a session, by which they are found again and ended."""
 
-    def __init__(self, name, command, core, directory, environment=None):
+    def __init__(self, name, command, core, directory):
         self.name, self.log = name, os.path.join(directory, f"{name}.log")
         # setpriv: should this script be killed, its children go too.
         command = ["setpriv", "--pdeathsig", "KILL", "taskset", "-c", str(core), *command]
+        # Skep reads its settings from SKEP_*: what the caller has there is not what is compared.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("SKEP_")}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory, start_new_session=True,
-                env={**os.environ, **(environment or {})},
+                env=inherited,
             )
 
     def pids(self):
