@@ -136,7 +136,7 @@ def full(result):
     parts += [work_table(result["work_titles"][work], each, titles) for work, each in summaries(result).items()]
     parts += [memory_table(result["memory"], titles)] if result["memory"] else []
     parts += [routes_table(result["routes"])] if result["routes"] else []
-    parts += ["\n".join(f"Not compared: {titles[name]}: {why}" for name, why in result["failed"].items())] if result["failed"] else []
+    parts += ["\n".join(f"Left out: {titles[name]}: {why}" for name, why in result["failed"].items())] if result["failed"] else []
     return "\n\n".join(parts)
 
 

@@ -132,7 +132,7 @@ class Tables(unittest.TestCase):
         self.assertIn("| Skep | 1.0 MB | 3.0 MB | 3.9 MB | 2.0 |", text)
         self.assertIn("9,000 of 10,000 connections were still open", text)
         self.assertIn("| 1,000 | 11.0 | 1.10 (1.10–1.10) | 10 |", text)
-        self.assertIn("Not compared: HAProxy: gone", text)
+        self.assertIn("Left out: HAProxy: gone", text)
 
     def test_the_brief_table(self):
         self.assertIn("| small answers | 15.0 (1.50), 3 errors | 10.0 |", report.brief(self.result()))
