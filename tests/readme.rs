@@ -32,6 +32,18 @@ fn every_chore_is_one_of_dev() {
     }
 }
 
+/// What reads the load generators and writes the tables of `./dev bench versus`. Returns early where there is no Python;
+/// `./dev test` sees to it that there is.
+#[test]
+fn the_comparison_counts_right() {
+    let script = root().join("benches/versus/versus.py");
+    let output = match Command::new("python3").arg(script).arg("--self-test").output() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+        output => output.unwrap(),
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn every_command_is_one_of_skep() {
     let commands: Vec<&str> = README
