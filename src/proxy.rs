@@ -3,11 +3,14 @@
 
 pub mod answer;
 mod deadline;
+mod dial;
 mod exchange;
 pub mod forwarded;
+mod frames;
 mod head;
 mod peer;
 pub mod pingora;
+pub mod preamble;
 mod reply;
 pub mod stream;
 
@@ -19,6 +22,7 @@ use http::{Method, StatusCode, Version};
 use jiff::Timestamp;
 
 use crate::auth::{self, Verdict};
+use crate::config;
 use crate::route::Head;
 use crate::state::{Action, Route, State};
 use crate::telemetry::Record;
@@ -127,10 +131,27 @@ pub fn cors_headers(cors: &Cors, request: &HeaderMap, preflight: bool) -> Vec<(H
     headers
 }
 
-/// What is wrong with a head before any route is looked for. `bytes` is the size of the head's target and fields.
-pub fn refuse(version: Version, headers: &HeaderMap, has_authority: bool, bytes: usize, limit: usize) -> Option<Answer> {
-    if bytes > limit {
+/// What of a request's head is counted against the limits of `[proxy]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadSize {
+    /// Bytes of the target: path and query, or whatever stands in their place.
+    pub target: usize,
+    /// Header fields.
+    pub fields: usize,
+    /// Bytes of the target and the fields.
+    pub bytes: usize,
+}
+
+/// What is wrong with a head before any route is looked for. Every path to a request calls this, so that all have the same limits.
+pub fn refuse(version: Version, headers: &HeaderMap, has_authority: bool, size: HeadSize, limits: &config::Proxy) -> Option<Answer> {
+    if size.target > limits.max_uri_bytes {
+        return Some(Answer::Refused(StatusCode::URI_TOO_LONG, "The request's path and query are too long."));
+    }
+    if size.bytes > limits.max_header_bytes {
         return Some(Answer::Refused(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's header is too large."));
+    }
+    if size.fields > limits.max_headers {
+        return Some(Answer::Refused(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's header has too many fields."));
     }
     if version == Version::HTTP_11 && !has_authority && !headers.contains_key(header::HOST) {
         return Some(Answer::Refused(StatusCode::BAD_REQUEST, "An HTTP/1.1 request needs a Host header."));

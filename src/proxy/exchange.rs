@@ -39,6 +39,8 @@ pub struct Exchange {
     pub(super) failure: Option<String>,
     /// Runs until the response's head came.
     pub(super) head_deadline: Option<Deadline>,
+    /// Runs while the body of an HTTP/2 request is awaited, and begins again with each piece of it.
+    pub(super) body_deadline: Option<Deadline>,
     /// Runs until the request is over.
     pub(super) request_deadline: Option<Deadline>,
 }
@@ -66,6 +68,7 @@ impl Exchange {
             answered: None,
             failure: None,
             head_deadline: None,
+            body_deadline: None,
             request_deadline: None,
         }
     }
@@ -80,6 +83,23 @@ impl Exchange {
     /// Did a time limit end the upstream connection?
     pub(super) fn out_of_time(&self) -> bool {
         [&self.head_deadline, &self.request_deadline].iter().any(|deadline| deadline.as_ref().is_some_and(Deadline::fired))
+    }
+
+    /// Did the client stop sending its body?
+    pub(super) fn body_stalled(&self) -> bool {
+        self.body_deadline.as_ref().is_some_and(Deadline::fired)
+    }
+
+    /// How long the request's body may be silent: as the route says, or else as is usual for all.
+    pub(super) fn body_silence(&self, timeouts: &Timeouts) -> Duration {
+        let config = &self.state.config;
+        if timeouts.idle == config.defaults.timeout_idle { config.proxy.body_timeout } else { timeouts.idle }
+    }
+
+    /// pingora has no time limit on the body of an HTTP/2 request.
+    pub(super) fn await_body(&mut self, socket: RawFd) {
+        let Some((_, timeouts, _)) = self.forward() else { return };
+        self.body_deadline = Deadline::arm(socket, self.body_silence(timeouts));
     }
 
     /// Starts the limits that pingora's one read timeout cannot hold, on a connection of this request alone.

@@ -7,6 +7,7 @@ use http::{StatusCode, Version};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
+use super::HeadSize;
 use super::answer::Answer;
 use super::forwarded::Connection;
 use super::stream::PerConnection;
@@ -41,8 +42,10 @@ pub(super) fn target(request: &RequestHeader) -> std::result::Result<Target, Ans
     Ok(Target { host, path, query: request.uri.query().unwrap_or("").to_owned() })
 }
 
-pub(super) fn head_bytes(request: &RequestHeader) -> usize {
-    request.raw_path().len() + request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()
+pub(super) fn head_size(request: &RequestHeader) -> HeadSize {
+    let target = request.raw_path().len();
+    let fields = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+    HeadSize { target, fields: request.headers.len(), bytes: target + fields }
 }
 
 /// pingora drops Content-Length where Transfer-Encoding is present too and forbids reuse; that is how both are seen here.

@@ -2,13 +2,12 @@
 //! It buffers writes, remembers who is at the other end, looks for the HTTP/2 preface, and limits how long a request head may take.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddr;
@@ -17,14 +16,24 @@ use pingora_core::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID, UniqueIDType,
 };
 use pingora_http::ResponseHeader;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::time::{Interval, MissedTickBehavior, Sleep, interval};
 
 use super::forwarded::Connection;
+use super::frames::Frames;
 
 /// Head and start of a body leave in one packet.
 const WRITE_BUFFER: usize = 8 * 1024;
+/// A client that went without a word is found out after this.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// How often a half-closed connection is looked at whether it is still there.
+const LOOK: Duration = Duration::from_secs(1);
+/// The first bytes of a body may come along with the head, so a little more than a head is read before it is too large.
+const BESIDE_HEAD: usize = 16 * 1024;
+const TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// Is the connection reading a request head? Even: a head is awaited; odd: it was read and the request is being served.
 /// Counting, not a flag, so that a deadline of one head never ends the next.
@@ -54,15 +63,28 @@ pub struct PerConnection {
     pub phase: Arc<HeadPhase>,
 }
 
+/// What a client may take for the head of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    pub time: Duration,
+    pub bytes: usize,
+}
+
 /// A plain TCP connection from a client.
 #[derive(Debug)]
 pub struct ClientStream {
     inner: BufWriter<TcpStream>,
-    /// Bytes that were read while looking for the HTTP/2 preface, given out first.
+    /// Bytes that were read before pingora read any (a PROXY header's rest, the HTTP/2 preface), given out first.
     peeked: Vec<u8>,
     given: usize,
     phase: Arc<HeadPhase>,
-    header_timeout: Duration,
+    limits: HeadLimits,
+    /// Bytes since the present head of HTTP/1 was awaited, and which head that is.
+    head_bytes: (u32, usize),
+    /// Once the client speaks HTTP/2.
+    frames: Option<Frames>,
+    /// Runs once the client has shut its writing side down, while its request is served.
+    half_closed: Option<Interval>,
     /// Runs from the head's first byte (for the first request: from the accept) until the head was read.
     deadline: Option<(u32, Pin<Box<Sleep>>)>,
     socket: Arc<SocketDigest>,
@@ -71,37 +93,49 @@ pub struct ClientStream {
 }
 
 impl ClientStream {
-    /// Wraps an accepted socket. `header_timeout` starts now.
+    /// Wraps an accepted socket of `connection`, of which `unread` was read already. The time for the first head starts now.
     ///
     /// # Errors
-    /// When the socket's own address cannot be read: it is closed already.
-    pub fn new(tcp: TcpStream, peer: SocketAddr, header_timeout: Duration) -> io::Result<ClientStream> {
+    /// When the socket cannot be set up: it is closed already.
+    pub fn new(tcp: TcpStream, connection: Connection, unread: Vec<u8>, limits: HeadLimits) -> io::Result<ClientStream> {
         tcp.set_nodelay(true)?;
-        let connection = Connection { peer, local: tcp.local_addr()?, secure: false };
+        let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE_INTERVAL);
+        SockRef::from(&tcp).set_tcp_keepalive(&keep_alive)?;
         let phase = Arc::new(HeadPhase::default());
         let socket = SocketDigest::from_raw_fd(tcp.as_raw_fd());
         // Set once, before anybody else holds the digest, so it cannot be occupied.
-        let _ = socket.peer_addr.set(Some(PeerAddr::Inet(peer)));
+        let _ = socket.peer_addr.set(Some(PeerAddr::Inet(connection.peer)));
         let context = PerConnection { connection, phase: phase.clone() };
         let head = ResponseHeader::build(200, Some(0)).map_err(|error| io::Error::other(error.to_string()))?;
         Ok(ClientStream {
             inner: BufWriter::with_capacity(WRITE_BUFFER, tcp),
-            peeked: Vec::new(),
+            peeked: unread,
             given: 0,
             phase,
-            header_timeout,
-            deadline: Some((0, Box::pin(tokio::time::sleep(header_timeout)))),
+            limits,
+            head_bytes: (0, 0),
+            frames: None,
+            half_closed: None,
+            deadline: Some((0, Box::pin(tokio::time::sleep(limits.time)))),
             socket: Arc::new(socket),
             proxy: Arc::new(ProxyDigest::new(Box::new(head), Some(Box::new(context)))),
             established: TimingDigest { established_ts: std::time::SystemTime::now(), ..TimingDigest::default() },
         })
     }
 
+    /// The head that is awaited now, if any: of HTTP/1 by the phase, of HTTP/2 by the frames.
+    fn awaited(&self) -> Option<u32> {
+        match &self.frames {
+            Some(frames) => frames.awaited(),
+            None => Some(self.phase.now()).filter(|phase| phase.is_multiple_of(2)),
+        }
+    }
+
     /// Fails the read when the head takes too long. Between requests no deadline runs: pingora's keep-alive limit does.
     fn check_deadline(&mut self, cx: &mut Context<'_>) -> Result<(), io::Error> {
-        let phase = self.phase.now();
+        let awaited = self.awaited();
         match &mut self.deadline {
-            Some((armed, deadline)) if *armed == phase => match deadline.as_mut().poll(cx) {
+            Some((armed, deadline)) if Some(*armed) == awaited => match deadline.as_mut().poll(cx) {
                 Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::TimedOut, "the request's head took too long")),
                 Poll::Pending => Ok(()),
             },
@@ -113,13 +147,49 @@ impl ClientStream {
         }
     }
 
-    /// Bytes arrived: the first ones of a head start its deadline.
-    fn bytes_arrived(&mut self) {
-        let phase = self.phase.now();
-        let armed = self.deadline.as_ref().is_some_and(|(armed, _)| *armed == phase);
-        if phase.is_multiple_of(2) && !armed {
-            self.deadline = Some((phase, Box::pin(tokio::time::sleep(self.header_timeout))));
+    /// Bytes arrived: the first ones of a head start its deadline, and there is an end to its size.
+    fn bytes_arrived(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(frames) = &mut self.frames {
+            frames.pass(bytes, Instant::now()).map_err(io::Error::other)?;
         }
+        let Some(awaited) = self.awaited() else { return Ok(()) };
+        if self.deadline.as_ref().is_none_or(|(armed, _)| *armed != awaited) {
+            self.deadline = Some((awaited, Box::pin(tokio::time::sleep(self.limits.time))));
+        }
+        let (of, seen) = self.head_bytes;
+        self.head_bytes = (awaited, bytes.len() + if of == awaited { seen } else { 0 });
+        if self.frames.is_none() && self.head_bytes.1 > 2 * self.limits.bytes + BESIDE_HEAD {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the request's head is too large"));
+        }
+        Ok(())
+    }
+
+    /// A client may shut its writing side down after its request and must get its whole answer (RFC 9112, 9.6), which pingora
+    /// would end here. So while it only probes whether the client is there (it then reads a single byte), a connection has not
+    /// ended before it is gone in both directions.
+    fn await_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let looks = self.half_closed.get_or_insert_with(|| {
+            let mut looks = interval(LOOK);
+            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            looks
+        });
+        while looks.poll_tick(cx).is_ready() {
+            if let Some(error) = SockRef::from(self.inner.get_ref()).take_error()? {
+                return Poll::Ready(Err(error));
+            }
+        }
+        Poll::Pending
+    }
+
+    fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (Poll::Ready(Ok(count)), Some(frames)) = (&written, &mut self.frames) {
+            frames.wrote(*count);
+        }
+        written
+    }
+
+    fn is_probe(&self, buf: &ReadBuf<'_>) -> bool {
+        buf.remaining() == 1 && self.frames.is_none() && self.awaited().is_none()
     }
 }
 
@@ -134,11 +204,18 @@ impl AsyncRead for ClientStream {
         }
         let before = buf.filled().len();
         match Pin::new(&mut self.inner).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) if buf.filled().len() == before => match self.is_probe(buf) {
+                true => self.await_reset(cx),
+                false => Poll::Ready(Ok(())),
+            },
             Poll::Ready(Ok(())) => {
-                if buf.filled().len() > before {
-                    self.bytes_arrived();
+                let arrived = self.bytes_arrived(&buf.filled()[before..]);
+                if arrived.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
+                    // Said where there is room to say it; the connection ends in any case.
+                    let _ = Pin::new(&mut self.inner).poll_write(cx, TOO_LARGE);
+                    let _ = Pin::new(&mut self.inner).poll_flush(cx);
                 }
-                Poll::Ready(Ok(()))
+                Poll::Ready(arrived)
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => match self.check_deadline(cx) {
@@ -151,11 +228,13 @@ impl AsyncRead for ClientStream {
 
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.count(written)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.count(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -185,8 +264,9 @@ impl Peek for ClientStream {
     /// Reads until `buf` is full or the bytes differ from the HTTP/2 preface: a short HTTP/1 request must not wait for more.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
         const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-        let limit = self.header_timeout;
-        let mut seen = Vec::with_capacity(buf.len());
+        let limit = self.limits.time;
+        // What came along with a PROXY header may be the preface's beginning, or more than that.
+        let mut seen = std::mem::take(&mut self.peeked);
         while seen.len() < buf.len() && PREFACE.starts_with(&seen) {
             let mut chunk = [0_u8; 24];
             let wanted = (buf.len() - seen.len()).min(chunk.len());
@@ -198,11 +278,12 @@ impl Peek for ClientStream {
             }
             seen.extend_from_slice(&chunk[..count]);
         }
-        let is_preface = seen.len() == buf.len() && PREFACE.starts_with(&seen);
-        if is_preface {
-            // HTTP/2 has its own idle limit; the head deadline is for HTTP/1.
+        if seen.starts_with(PREFACE) && buf.len() == PREFACE.len() {
             self.phase.done();
-            buf.copy_from_slice(&seen);
+            let mut frames = Frames::new(Instant::now());
+            frames.pass(&seen[PREFACE.len()..], Instant::now()).map_err(io::Error::other)?;
+            self.frames = Some(frames);
+            buf.copy_from_slice(PREFACE);
         } else {
             buf.fill(0);
         }

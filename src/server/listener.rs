@@ -4,7 +4,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use pingora_core::apps::ServerApp;
@@ -14,8 +14,15 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
+use crate::config::{self, ProxyProtocol};
+use crate::proxy::forwarded::{self, Connection};
 use crate::proxy::pingora::Edge;
-use crate::proxy::stream::ClientStream;
+use crate::proxy::preamble::{self, Named};
+use crate::proxy::stream::{ClientStream, HeadLimits};
+use crate::state::Live;
+
+use super::admission::{Admission, Admitted};
+use super::holder;
 
 /// Connections that wait to be accepted while all workers are busy.
 const BACKLOG: u32 = 4096;
@@ -62,9 +69,12 @@ fn without_ipv6(error: &io::Error) -> bool {
 
 fn advice(error: &io::Error, address: SocketAddr) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            format!("see who listens there with: ss -ltnp 'sport = :{}', or choose another address with --http", address.port())
-        }
+        io::ErrorKind::AddrInUse => match holder::of(address) {
+            Some(holder) => {
+                format!("it is in use by {} (pid {}): stop that, or choose another address with --http", holder.name, holder.pid)
+            }
+            None => format!("see who listens there with: ss -ltnp 'sport = :{}', or choose another address with --http", address.port()),
+        },
         io::ErrorKind::PermissionDenied => {
             format!("ports below 1024 need a privilege: setcap cap_net_bind_service=+ep on the binary, or a port above {}", 1023)
         }
@@ -80,7 +90,10 @@ pub struct Acceptor {
     /// Free places for connections.
     pub places: Arc<Semaphore>,
     pub connections: TaskTracker,
-    pub header_timeout: Duration,
+    /// For what a reload may change.
+    pub live: Arc<Live>,
+    pub admission: Arc<Admission>,
+    pub proxy_protocol: ProxyProtocol,
     /// True once the edge is stopping: answers then close their connections.
     pub stopping: watch::Receiver<bool>,
 }
@@ -118,11 +131,60 @@ impl Acceptor {
     }
 
     async fn serve(self, tcp: TcpStream, peer: SocketAddr) {
-        match ClientStream::new(tcp, peer, self.header_timeout) {
-            Ok(stream) => {
-                ServerApp::process_new(&self.proxy, Box::new(stream), &self.stopping).await;
+        let state = self.live.load();
+        let Some((stream, _admitted)) = self.welcome(tcp, peer, &state.config.proxy).await else { return };
+        // The connection may outlive many states.
+        drop(state);
+        ServerApp::process_new(&self.proxy, Box::new(stream), &self.stopping).await;
+    }
+
+    /// The client behind the socket, if it may come in. A socket that is not welcome is closed without a word.
+    async fn welcome(&self, mut tcp: TcpStream, peer: SocketAddr, limits: &config::Proxy) -> Option<(ClientStream, Option<Admitted>)> {
+        let trusted = |address: SocketAddr| forwarded::is_trusted(address.ip().to_canonical(), &limits.trusted_proxies);
+        let gone = |error: io::Error| tracing::debug!(%error, %peer, "the client was gone before it was served");
+        let local = tcp.local_addr().map_err(gone).ok()?;
+        let mut connection = Connection { peer, local, secure: false };
+        let mut unread = Vec::new();
+        if self.proxy_protocol != ProxyProtocol::Off && trusted(peer) {
+            let preamble =
+                tokio::time::timeout(limits.header_timeout, preamble::read(&mut tcp)).await.unwrap_or_else(|late| Err(late.into()));
+            let preamble = preamble.map_err(gone).ok()?;
+            match preamble.named {
+                Named::Client { source, destination } => (connection.peer, connection.local) = (source, destination),
+                Named::Nothing if self.proxy_protocol == ProxyProtocol::On => {
+                    self.say_rarely(
+                        || tracing::warn!(%peer, "a trusted proxy sent no PROXY header: its connections are closed; check its settings"),
+                    );
+                    return None;
+                }
+                Named::Nothing | Named::Itself => {}
             }
-            Err(error) => tracing::debug!(%error, %peer, "the client was gone before it was served"),
+            unread = preamble.unread;
+        }
+        let admitted = if trusted(connection.peer) { None } else { Some(self.admit(connection.peer)?) };
+        let head = HeadLimits { time: limits.header_timeout, bytes: limits.max_header_bytes };
+        let stream = ClientStream::new(tcp, connection, unread, head).map_err(gone).ok()?;
+        Some((stream, admitted))
+    }
+
+    fn admit(&self, client: SocketAddr) -> Option<Admitted> {
+        let admitted = self.admission.admit(client.ip());
+        if admitted.is_none() {
+            self.say_rarely(|| {
+                tracing::warn!(
+                    client = %client.ip(),
+                    refused = self.admission.refused(),
+                    "a client has proxy.max-connections-per-client connections and further ones are closed; \
+                     a load balancer in front belongs into proxy.trusted-proxies"
+                );
+            });
+        }
+        admitted
+    }
+
+    fn say_rarely(&self, say: impl FnOnce()) {
+        if self.admission.is_worth_saying(Instant::now()) {
+            say();
         }
     }
 }

@@ -570,6 +570,8 @@ async fn the_client_that_leaves_is_logged_as_such() {
     let mut stream = TcpStream::connect(edge.http).await.unwrap();
     stream.write_all(b"GET /delay/5000 HTTP/1.1\r\nHost: web.test\r\n\r\n").await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
+    // A reset: a mere end of what it sends would leave a client waiting for its answer.
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     drop(stream);
     assert_eq!(edge.log_lines(1).await[0]["status"], 499);
 }

@@ -3,5 +3,7 @@
 mod discovery;
 mod edge;
 mod harness;
+mod hostile;
+mod siege;
 mod swarm;
 mod tls;
