@@ -153,10 +153,31 @@ pub fn refuse(version: Version, headers: &HeaderMap, has_authority: bool, size: 
     if size.fields > limits.max_headers {
         return Some(Answer::Refused(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's header has too many fields."));
     }
+    if version != Version::HTTP_2
+        && let Some(answer) = badly_framed(headers)
+    {
+        return Some(answer);
+    }
     if version == Version::HTTP_11 && !has_authority && !headers.contains_key(header::HOST) {
         return Some(Answer::Refused(StatusCode::BAD_REQUEST, "An HTTP/1.1 request needs a Host header."));
     }
     None
+}
+
+/// A message of HTTP/1 whose end an upstream might see elsewhere (RFC 9112, 6.3): only one length of digits alone, or the one coding
+/// that everybody knows, goes on.
+fn badly_framed(headers: &HeaderMap) -> Option<Answer> {
+    let refused = |why| Some(Answer::Refused(StatusCode::BAD_REQUEST, why));
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    match (codings.next(), lengths.next()) {
+        (None, None) => None,
+        (Some(_), Some(_)) => refused("The request has both Content-Length and Transfer-Encoding."),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none() => None,
+        (Some(_), None) => Some(Answer::Refused(StatusCode::NOT_IMPLEMENTED, "The request has a Transfer-Encoding other than chunked.")),
+        (None, Some(length)) if lengths.next().is_none() && length.as_bytes().iter().all(u8::is_ascii_digit) => None,
+        (None, Some(_)) => refused("The request's Content-Length is not one number."),
+    }
 }
 
 /// Host names are compared in lower case, without port and without the dot of a fully qualified name. `None`: not a host.
@@ -239,6 +260,35 @@ mod tests {
         ];
         for (sent, host) in table {
             assert_eq!(host_of(sent).as_deref(), host, "{sent}");
+        }
+    }
+
+    #[test]
+    fn only_one_way_of_framing_goes_on() {
+        // lengths, codings, status
+        let table: [(&[&'static str], &[&'static str], Option<u16>); 14] = [
+            (&[], &[], None),
+            (&["5"], &[], None),
+            (&[], &["chunked"], None),
+            (&[], &["Chunked"], None),
+            (&["5"], &["chunked"], Some(400)),
+            (&["5", "5"], &[], Some(400)),
+            (&["5, 5"], &[], Some(400)),
+            (&["+5"], &[], Some(400)),
+            (&["0x5"], &[], Some(400)),
+            (&[], &["chunked", "chunked"], Some(501)),
+            (&[], &["gzip, chunked"], Some(501)),
+            (&[], &["identity"], Some(501)),
+            (&[], &["xchunked"], Some(501)),
+            (&[], &[""], Some(501)),
+        ];
+        for (lengths, codings, status) in table {
+            let mut headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("a.test"))]);
+            lengths.iter().for_each(|length| _ = headers.append(header::CONTENT_LENGTH, HeaderValue::from_static(length)));
+            codings.iter().for_each(|coding| _ = headers.append(header::TRANSFER_ENCODING, HeaderValue::from_static(coding)));
+            let size = HeadSize { target: 1, fields: headers.len(), bytes: 100 };
+            let refused = refuse(Version::HTTP_11, &headers, false, size, &config::Config::default().proxy);
+            assert_eq!(refused.map(|answer| answer.status().as_u16()), status, "{lengths:?} {codings:?}");
         }
     }
 

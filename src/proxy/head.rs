@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
+use http::StatusCode;
 use http::header;
-use http::{StatusCode, Version};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
@@ -48,15 +48,16 @@ pub(super) fn head_size(request: &RequestHeader) -> HeadSize {
     HeadSize { target, fields: request.headers.len(), bytes: target + fields }
 }
 
-/// pingora drops Content-Length where Transfer-Encoding is present too and forbids reuse; that is how both are seen here.
+/// pingora drops Content-Length where Transfer-Encoding is present too, before anybody else sees the head.
 /// RFC 9112, 6.3: such a message ought to be handled as an error.
-pub(super) fn is_ambiguously_framed(session: &Session) -> bool {
-    let request = session.req_header();
-    let asked_close = request.headers.get_all(header::CONNECTION).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
-    request.version == Version::HTTP_11
-        && request.headers.contains_key(header::TRANSFER_ENCODING)
-        && !asked_close
-        && session.get_keepalive().is_none()
+pub(super) fn had_two_framings(session: &Session) -> bool {
+    let Some(session) = session.as_downstream().as_http1() else { return false };
+    let is_length = |line: &[u8]| {
+        let name = header::CONTENT_LENGTH.as_str();
+        line.get(..name.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(name.as_bytes()))
+    };
+    session.req_header().headers.contains_key(header::TRANSFER_ENCODING)
+        && session.get_headers_raw_bytes().split(|byte| *byte == b'\n').any(is_length)
 }
 
 pub(super) fn per_connection(session: &Session) -> Option<PerConnection> {

@@ -19,7 +19,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use super::answer::{self, Answer};
 use super::dial::announce;
 use super::exchange::{Exchange, record};
-use super::head::{head_size, is_ambiguously_framed, per_connection, target, unknown_connection};
+use super::head::{had_two_framings, head_size, per_connection, target, unknown_connection};
 use super::peer::{UPGRADED_IDLE, apply, peer, rewrite};
 use super::reply::{answer_to, is_out_of_descriptors, write};
 use super::{Observer, Routed, forwarded};
@@ -322,7 +322,7 @@ impl Edge {
         let origin = forwarded::origin(&connection, &request.headers, &config.trusted_proxies, host, id);
         let refused = super::refuse(request.version, &request.headers, request.uri.authority().is_some(), head_size(request), config);
         let ambiguous = Answer::Refused(StatusCode::BAD_REQUEST, "The request has both Content-Length and Transfer-Encoding.");
-        let refused = refused.or_else(|| is_ambiguously_framed(session).then_some(ambiguous));
+        let refused = refused.or_else(|| had_two_framings(session).then_some(ambiguous));
         let client = origin.client;
         ctx.origin = Some(origin);
         let target = match (target, refused) {
