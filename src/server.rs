@@ -109,7 +109,8 @@ fn application(live: Arc<Live>, ledger: Arc<Ledger>, recorder: Arc<Recorder>, co
     let mut options = HttpServerOptions::default();
     options.h2c = config.proxy.h2c;
     options.h2_idle_timeout = Some(config.proxy.keep_alive);
-    options.keepalive_request_limit = config.proxy.max_requests_per_connection;
+    // pingora counts the requests after the first.
+    options.keepalive_request_limit = config.proxy.max_requests_per_connection.map(|count| count.saturating_sub(1));
     proxy.server_options = Some(options);
     proxy.h2_options = Some(h2_options(&config.proxy));
     proxy

@@ -123,7 +123,7 @@ impl Acceptor {
                 }
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "accepting connections fails; trying again");
+                    self.say_rarely(|| tracing::warn!(%error, "accepting connections fails; trying again"));
                     tokio::time::sleep(REST).await;
                 }
             }

@@ -2,8 +2,6 @@
 //! leaves no memory behind, and others are served meanwhile without a single failure.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -488,46 +486,6 @@ async fn a_body_that_stops_is_answered_408_and_a_label_may_allow_more() {
     body.send_data("x".into(), true).unwrap();
     assert_eq!(steady.await.unwrap().status(), 200);
     assert_eq!(stalled.await.unwrap().status(), 408);
-}
-
-/// An ordinary client that asks all the time while something goes on.
-struct Bystander {
-    over: Arc<AtomicBool>,
-    served: Arc<AtomicUsize>,
-    task: tokio::task::JoinHandle<Vec<String>>,
-}
-
-impl Bystander {
-    fn start(address: SocketAddr) -> Bystander {
-        let (over, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (until, count) = (over.clone(), served.clone());
-        let task = tokio::spawn(async move {
-            let mut failures = Vec::new();
-            while !until.load(Ordering::Relaxed) {
-                match tokio::time::timeout(Duration::from_secs(10), ask(address)).await {
-                    Ok(Ok(200)) => _ = count.fetch_add(1, Ordering::Relaxed),
-                    other => failures.push(format!("{other:?}")),
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            failures
-        });
-        Bystander { over, served, task }
-    }
-
-    async fn ends(self) -> (usize, Vec<String>) {
-        self.over.store(true, Ordering::Relaxed);
-        let failures = self.task.await.unwrap();
-        (self.served.load(Ordering::Relaxed), failures)
-    }
-}
-
-async fn ask(address: SocketAddr) -> std::io::Result<u16> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n").await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0))
 }
 
 /// As many tasks of one kind at once; what went wrong in them.

@@ -2,6 +2,7 @@
 
 mod discovery;
 mod edge;
+mod front;
 mod harness;
 mod hostile;
 mod siege;

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,8 @@ use tokio::net::{TcpListener, TcpStream};
 pub struct Process {
     child: Child,
     pub http: SocketAddr,
-    pub directory: tempfile::TempDir,
+    /// Lives as long as the process.
+    _directory: tempfile::TempDir,
     said: Arc<Mutex<String>>,
 }
 
@@ -43,7 +45,11 @@ impl Process {
         }
         let rest = said.clone();
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| rest.lock().unwrap().push_str(&format!("{line}\n"))));
-        Process { child, http: http.unwrap(), directory, said }
+        Process { child, http: http.unwrap(), _directory: directory, said }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// What it wrote to its log so far.
@@ -131,6 +137,46 @@ async fn record(mut stream: TcpStream, seen: Arc<Mutex<Vec<Vec<u8>>>>, place: us
     }
 }
 
+/// An ordinary client that asks all the time while something goes on.
+pub struct Bystander {
+    over: Arc<AtomicBool>,
+    served: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<Vec<String>>,
+}
+
+impl Bystander {
+    pub fn start(address: SocketAddr) -> Bystander {
+        let (over, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (until, count) = (over.clone(), served.clone());
+        let task = tokio::spawn(async move {
+            let mut failures = Vec::new();
+            while !until.load(Ordering::Relaxed) {
+                match tokio::time::timeout(Duration::from_secs(10), ask(address)).await {
+                    Ok(Ok(200)) => _ = count.fetch_add(1, Ordering::Relaxed),
+                    other => failures.push(format!("{other:?}")),
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            failures
+        });
+        Bystander { over, served, task }
+    }
+
+    pub async fn ends(self) -> (usize, Vec<String>) {
+        self.over.store(true, Ordering::Relaxed);
+        let failures = self.task.await.unwrap();
+        (self.served.load(Ordering::Relaxed), failures)
+    }
+}
+
+pub async fn ask(address: SocketAddr) -> std::io::Result<u16> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0))
+}
+
 /// A frame of HTTP/2.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
@@ -146,7 +192,6 @@ pub const PRIORITY: u8 = 2;
 pub const RST_STREAM: u8 = 3;
 pub const SETTINGS: u8 = 4;
 pub const PING: u8 = 6;
-pub const GOAWAY: u8 = 7;
 pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 pub const END_STREAM: u8 = 1;
