@@ -188,6 +188,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let acceptor = Acceptor {
         proxy: proxy.clone(),
         places: Arc::new(Semaphore::new(config.proxy.max_connections)),
+        crowd: Arc::default(),
         connections: connections.clone(),
         live: publisher.live.clone(),
         admission: admission.clone(),

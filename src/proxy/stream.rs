@@ -19,6 +19,8 @@ use pingora_http::ResponseHeader;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Interval, MissedTickBehavior, Sleep, interval};
 
 use super::forwarded::Connection;
@@ -83,6 +85,9 @@ pub struct ClientStream {
     head_bytes: (u32, usize),
     /// Once the client speaks HTTP/2.
     frames: Option<Frames>,
+    /// Somebody waits for a place: whoever is idle hears of it, the longest first.
+    crowd: Arc<Notify>,
+    yields: Option<Pin<Box<OwnedNotified>>>,
     /// Runs once the client has shut its writing side down, while its request is served.
     half_closed: Option<Interval>,
     /// Runs from the head's first byte (for the first request: from the accept) until the head was read.
@@ -94,10 +99,17 @@ pub struct ClientStream {
 
 impl ClientStream {
     /// Wraps an accepted socket of `connection`, of which `unread` was read already. The time for the first head starts now.
+    /// Between two requests it ends itself when `crowd` is notified.
     ///
     /// # Errors
     /// When the socket cannot be set up: it is closed already.
-    pub fn new(tcp: TcpStream, connection: Connection, unread: Vec<u8>, limits: HeadLimits) -> io::Result<ClientStream> {
+    pub fn new(
+        tcp: TcpStream,
+        connection: Connection,
+        unread: Vec<u8>,
+        limits: HeadLimits,
+        crowd: Arc<Notify>,
+    ) -> io::Result<ClientStream> {
         tcp.set_nodelay(true)?;
         let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE_INTERVAL);
         SockRef::from(&tcp).set_tcp_keepalive(&keep_alive)?;
@@ -115,6 +127,8 @@ impl ClientStream {
             limits,
             head_bytes: (0, 0),
             frames: None,
+            crowd,
+            yields: None,
             half_closed: None,
             deadline: Some((0, Box::pin(tokio::time::sleep(limits.time)))),
             socket: Arc::new(socket),
@@ -150,7 +164,10 @@ impl ClientStream {
     /// Bytes arrived: the first ones of a head start its deadline, and there is an end to its size.
     fn bytes_arrived(&mut self, bytes: &[u8]) -> io::Result<()> {
         if let Some(frames) = &mut self.frames {
-            frames.pass(bytes, Instant::now()).map_err(io::Error::other)?;
+            frames.pass(bytes, Instant::now()).map_err(|flood| {
+                tracing::debug!(client = ?self.socket.peer_addr(), "{flood}: the connection is closed");
+                io::Error::other(flood)
+            })?;
         }
         let Some(awaited) = self.awaited() else { return Ok(()) };
         if self.deadline.as_ref().is_none_or(|(armed, _)| *armed != awaited) {
@@ -179,6 +196,18 @@ impl ClientStream {
             }
         }
         Poll::Pending
+    }
+
+    /// Is this a connection of HTTP/1 between two requests that is to make room for another?
+    fn yields(&mut self, cx: &mut Context<'_>) -> bool {
+        let idle = self.frames.is_none() && self.awaited().is_some_and(|awaited| awaited > 0 && self.head_bytes.0 != awaited);
+        if !idle {
+            // A notification that it has meanwhile passes on to the next.
+            self.yields = None;
+            return false;
+        }
+        let yields = self.yields.get_or_insert_with(|| Box::pin(self.crowd.clone().notified_owned()));
+        yields.as_mut().poll(cx).is_ready()
     }
 
     fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -218,6 +247,8 @@ impl AsyncRead for ClientStream {
                 Poll::Ready(arrived)
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            // As if the client had ended the connection.
+            Poll::Pending if self.yields(cx) => Poll::Ready(Ok(())),
             Poll::Pending => match self.check_deadline(cx) {
                 Ok(()) => Poll::Pending,
                 Err(error) => Poll::Ready(Err(error)),
@@ -264,13 +295,13 @@ impl Peek for ClientStream {
     /// Reads until `buf` is full or the bytes differ from the HTTP/2 preface: a short HTTP/1 request must not wait for more.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
         const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-        let limit = self.limits.time;
+        let until = tokio::time::Instant::now() + self.limits.time;
         // What came along with a PROXY header may be the preface's beginning, or more than that.
         let mut seen = std::mem::take(&mut self.peeked);
         while seen.len() < buf.len() && PREFACE.starts_with(&seen) {
             let mut chunk = [0_u8; 24];
             let wanted = (buf.len() - seen.len()).min(chunk.len());
-            let count = tokio::time::timeout(limit, self.inner.read(&mut chunk[..wanted]))
+            let count = tokio::time::timeout_at(until, self.inner.read(&mut chunk[..wanted]))
                 .await
                 .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the client sent nothing"))??;
             if count == 0 {

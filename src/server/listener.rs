@@ -11,7 +11,7 @@ use pingora_core::apps::ServerApp;
 use pingora_proxy::HttpProxy;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::config::{self, ProxyProtocol};
@@ -89,6 +89,8 @@ pub struct Acceptor {
     pub proxy: Arc<HttpProxy<Edge>>,
     /// Free places for connections.
     pub places: Arc<Semaphore>,
+    /// Notified where somebody waits for a place.
+    pub crowd: Arc<Notify>,
     pub connections: TaskTracker,
     /// For what a reload may change.
     pub live: Arc<Live>,
@@ -99,14 +101,13 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Accepts until the edge stops. Past the connection limit new ones wait in the kernel's backlog.
+    /// Accepts until the edge stops. Past the connection limit new ones wait, here and in the kernel's backlog, and idle ones end.
     pub async fn accept(self, listener: TcpListener) {
         let mut stopping = self.stopping.clone();
         loop {
             let next = async {
-                // The semaphore is never closed, so a place always comes.
-                let place = self.places.clone().acquire_owned().await.ok();
-                (place, listener.accept().await)
+                let accepted = listener.accept().await;
+                (self.place().await, accepted)
             };
             let (place, accepted) = tokio::select! {
                 biased;
@@ -128,6 +129,16 @@ impl Acceptor {
                 }
             }
         }
+    }
+
+    /// A place for one connection; an idle one ends for it where there is none.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            self.crowd.notify_one();
+            // The semaphore is never closed, so a place always comes.
+            return self.places.clone().acquire_owned().await.ok();
+        };
+        Some(place)
     }
 
     async fn serve(self, tcp: TcpStream, peer: SocketAddr) {
@@ -163,7 +174,7 @@ impl Acceptor {
         }
         let admitted = if trusted(connection.peer) { None } else { Some(self.admit(connection.peer)?) };
         let head = HeadLimits { time: limits.header_timeout, bytes: limits.max_header_bytes };
-        let stream = ClientStream::new(tcp, connection, unread, head).map_err(gone).ok()?;
+        let stream = ClientStream::new(tcp, connection, unread, head, self.crowd.clone()).map_err(gone).ok()?;
         Some((stream, admitted))
     }
 

@@ -199,6 +199,34 @@ async fn a_connection_serves_so_many_requests() {
     assert_eq!(answers.matches("HTTP/1.1 204").count(), 3, "{answers}");
 }
 
+#[tokio::test]
+async fn at_the_limit_idle_connections_make_room_and_busy_ones_stay() {
+    let upstream = Upstream::start("web").await;
+    let stack = stack(&[("skep.host", "web.test"), ("skep.address", &upstream.address.to_string())]);
+    let edge = Edge::with_config(&stack, |config| config.proxy.max_connections = 4).await;
+    let request = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: web.test\r\n\r\n").into_bytes();
+    let mut busy = TcpStream::connect(edge.http).await.unwrap();
+    busy.write_all(&request("/delay/1500")).await.unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(edge.http).await.unwrap();
+        stream.write_all(&request("/status/204")).await.unwrap();
+        assert!(stream.read(&mut [0_u8; 1000]).await.unwrap() > 0);
+        idle.push(stream);
+    }
+    let began = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(get_path(edge.http, "web.test", "/").await.status, 200);
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "the idle ones did not make room");
+    // The one that was idle for longest went first, and one was enough.
+    let ended = async |stream: &mut TcpStream| tokio::time::timeout(Duration::from_millis(50), stream.read(&mut [0_u8; 10])).await.is_ok();
+    assert_eq!([ended(&mut idle[0]).await, ended(&mut idle[2]).await], [true, false]);
+    let mut answer = [0_u8; 12];
+    busy.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
 /// Idle connections, half of them after a request.
 async fn idle(process: &Process, count: usize) -> Vec<TcpStream> {
     let mut held = Vec::new();
@@ -222,11 +250,8 @@ async fn ten_thousand_idle_connections_stop_nobody() {
     let upstream = Upstream::start("web").await;
     let stack = stack(&[("skep.host", "web.test"), ("skep.address", &upstream.address.to_string())]);
     // A timer is remembered until its time has come, so the times are short.
-    let settings = [
-        ("SKEP_PROXY_MAX_CONNECTIONS_PER_CLIENT", "20000"),
-        ("SKEP_PROXY_KEEP_ALIVE", "6s"),
-        ("SKEP_PROXY_HEADER_TIMEOUT", "6s"),
-    ];
+    let settings =
+        [("SKEP_PROXY_MAX_CONNECTIONS_PER_CLIENT", "20000"), ("SKEP_PROXY_KEEP_ALIVE", "6s"), ("SKEP_PROXY_HEADER_TIMEOUT", "6s")];
     let edge = Process::start(&stack, &settings, None);
     // Warm: what is allocated once.
     drop(idle(&edge, 1000).await);
