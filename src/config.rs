@@ -36,6 +36,19 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     pub listen: Vec<SocketAddr>,
+    pub proxy_protocol: ProxyProtocol,
+}
+
+/// Does a connection begin with a PROXY header (HAProxy's proxy-protocol.txt, versions 1 and 2) that names the client?
+/// It is believed of `proxy.trusted-proxies` only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    #[default]
+    Off,
+    /// Trusted proxies must send one.
+    On,
+    /// Trusted proxies may send one.
+    Optional,
 }
 
 /// Metrics, health and the state for `skep routes`. Loopback by default.
@@ -72,10 +85,24 @@ pub struct Proxy {
     pub keep_alive: Duration,
     /// From the connection's (or the previous answer's) end to a whole request head.
     pub header_timeout: Duration,
+    /// Longest silence of a request's body, where the route does not say otherwise by `timeout-idle`.
+    pub body_timeout: Duration,
+    /// Longest time that a client may take nothing of its answer.
+    pub write_timeout: Duration,
     pub max_header_bytes: usize,
+    /// Header fields of a request.
+    pub max_headers: usize,
+    /// Bytes of a request's target: path and query.
+    pub max_uri_bytes: usize,
     pub max_connections: usize,
     /// Threads that serve connections; 0: one a core.
     pub workers: usize,
+    /// Connections of one client address, IPv6 by /64; trusted proxies are exempt.
+    pub max_connections_per_client: usize,
+    /// Requests after which an HTTP/1 connection is closed; `None`: any number.
+    pub max_requests_per_connection: Option<u32>,
+    /// Requests at once on one HTTP/2 connection.
+    pub max_streams: u32,
     pub server_timing: ServerTiming,
 }
 
@@ -153,11 +180,17 @@ pub struct StateDirectory {
     pub directory: Option<PathBuf>,
 }
 
+impl Listener {
+    fn on(address: SocketAddr) -> Listener {
+        Listener { listen: vec![address], proxy_protocol: ProxyProtocol::Off }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Config {
-            http: Listener { listen: vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, 80))] },
-            https: Listener { listen: vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, 443))] },
+            http: Listener::on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 80))),
+            https: Listener::on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 443))),
             admin: Admin { listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9180))) },
             docker: Docker {
                 enabled: true,
@@ -175,10 +208,17 @@ impl Default for Config {
                 drain: Duration::from_secs(30),
                 keep_alive: Duration::from_secs(60),
                 header_timeout: Duration::from_secs(15),
+                body_timeout: Duration::from_secs(30),
+                write_timeout: Duration::from_secs(30),
                 max_header_bytes: 64 * 1024,
+                max_headers: 100,
+                max_uri_bytes: 16 * 1024,
                 max_connections: 20_000,
                 workers: 0,
                 server_timing: ServerTiming::Off,
+                max_connections_per_client: 1000,
+                max_requests_per_connection: None,
+                max_streams: 100,
             },
             defaults: Defaults {
                 timeout_connect: Duration::from_secs(2),
@@ -293,6 +333,15 @@ fn contradictions(config: &Config) -> Vec<Diagnostic> {
                 .help("poll faster while services move than at rest"),
         );
     }
+    if config.http.proxy_protocol != ProxyProtocol::Off && config.proxy.trusted_proxies.is_empty() {
+        findings.push(
+            Diagnostic::error(
+                "proxy-protocol-of-nobody",
+                "http.proxy-protocol is on, but proxy.trusted-proxies names nobody who may use it",
+            )
+            .help("list the addresses of the load balancer in front, e.g. trusted-proxies = [\"10.0.0.0/8\"]"),
+        );
+    }
     let all: Vec<&SocketAddr> = config.http.listen.iter().chain(&config.https.listen).chain(&config.admin.listen).collect();
     for (index, address) in all.iter().enumerate() {
         let Some(other) =
@@ -319,7 +368,8 @@ fn overlap(one: &SocketAddr, other: &SocketAddr) -> bool {
 pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let mut names = Vec::new();
     let mut note = |differs: bool, name| names.extend(differs.then_some(name));
-    note(old.http != new.http, "http.listen");
+    note(old.http.listen != new.http.listen, "http.listen");
+    note(old.http.proxy_protocol != new.http.proxy_protocol, "http.proxy-protocol");
     note(old.https != new.https, "https.listen");
     note(old.admin != new.admin, "admin.listen");
     note(old.docker != new.docker, "docker");
@@ -330,9 +380,12 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     note(old.state != new.state, "state.directory");
     note(old.proxy.h2c != new.proxy.h2c, "proxy.h2c");
     note(old.proxy.keep_alive != new.proxy.keep_alive, "proxy.keep-alive");
-    note(old.proxy.header_timeout != new.proxy.header_timeout, "proxy.header-timeout");
     note(old.proxy.max_connections != new.proxy.max_connections, "proxy.max-connections");
     note(old.proxy.workers != new.proxy.workers, "proxy.workers");
+    note(old.proxy.max_connections_per_client != new.proxy.max_connections_per_client, "proxy.max-connections-per-client");
+    note(old.proxy.max_requests_per_connection != new.proxy.max_requests_per_connection, "proxy.max-requests-per-connection");
+    note(old.proxy.max_streams != new.proxy.max_streams, "proxy.max-streams");
+    note(old.proxy.max_header_bytes != new.proxy.max_header_bytes, "proxy.max-header-bytes");
     names
 }
 

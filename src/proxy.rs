@@ -5,13 +5,16 @@ pub mod answer;
 pub mod chunks;
 mod client;
 mod deadline;
+mod dial;
 mod exchange;
 pub mod forwarded;
+mod frames;
 mod head;
 mod idle;
 pub mod lean;
 mod peer;
 pub mod pingora;
+pub mod preamble;
 mod pump;
 mod relay;
 mod reply;
@@ -27,6 +30,7 @@ use http::{Method, StatusCode, Version};
 use jiff::Timestamp;
 
 use crate::auth::{self, Verdict};
+use crate::config;
 use crate::route::Head;
 use crate::state::{Action, Route, State};
 use crate::telemetry::Record;
@@ -135,15 +139,53 @@ pub fn cors_headers(cors: &Cors, request: &HeaderMap, preflight: bool) -> Vec<(H
     headers
 }
 
-/// What is wrong with a head before any route is looked for. `bytes` is the size of the head's target and fields.
-pub fn refuse(version: Version, headers: &HeaderMap, has_authority: bool, bytes: usize, limit: usize) -> Option<Answer> {
-    if bytes > limit {
+/// What of a request's head is counted against the limits of `[proxy]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadSize {
+    /// Bytes of the target: path and query, or whatever stands in their place.
+    pub target: usize,
+    /// Header fields.
+    pub fields: usize,
+    /// Bytes of the target and the fields.
+    pub bytes: usize,
+}
+
+/// What is wrong with a head before any route is looked for. Every path to a request calls this, so that all have the same limits.
+pub fn refuse(version: Version, headers: &HeaderMap, has_authority: bool, size: HeadSize, limits: &config::Proxy) -> Option<Answer> {
+    if size.target > limits.max_uri_bytes {
+        return Some(Answer::Refused(StatusCode::URI_TOO_LONG, "The request's path and query are too long."));
+    }
+    if size.bytes > limits.max_header_bytes {
         return Some(Answer::Refused(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's header is too large."));
+    }
+    if size.fields > limits.max_headers {
+        return Some(Answer::Refused(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's header has too many fields."));
+    }
+    if version != Version::HTTP_2
+        && let Some(answer) = badly_framed(headers)
+    {
+        return Some(answer);
     }
     if version == Version::HTTP_11 && !has_authority && !headers.contains_key(header::HOST) {
         return Some(Answer::Refused(StatusCode::BAD_REQUEST, "An HTTP/1.1 request needs a Host header."));
     }
     None
+}
+
+/// A message of HTTP/1 whose end an upstream might see elsewhere (RFC 9112, 6.3): only one length of digits alone, or the one coding
+/// that everybody knows, goes on.
+fn badly_framed(headers: &HeaderMap) -> Option<Answer> {
+    let refused = |why| Some(Answer::Refused(StatusCode::BAD_REQUEST, why));
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    match (codings.next(), lengths.next()) {
+        (None, None) => None,
+        (Some(_), Some(_)) => refused("The request has both Content-Length and Transfer-Encoding."),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none() => None,
+        (Some(_), None) => Some(Answer::Refused(StatusCode::NOT_IMPLEMENTED, "The request has a Transfer-Encoding other than chunked.")),
+        (None, Some(length)) if lengths.next().is_none() && length.as_bytes().iter().all(u8::is_ascii_digit) => None,
+        (None, Some(_)) => refused("The request's Content-Length is not one number."),
+    }
 }
 
 /// Host names are compared in lower case, without port and without the dot of a fully qualified name. `None`: not a host.
@@ -226,6 +268,35 @@ mod tests {
         ];
         for (sent, host) in table {
             assert_eq!(host_of(sent).as_deref(), host, "{sent}");
+        }
+    }
+
+    #[test]
+    fn only_one_way_of_framing_goes_on() {
+        // lengths, codings, status
+        let table: [(&[&'static str], &[&'static str], Option<u16>); 14] = [
+            (&[], &[], None),
+            (&["5"], &[], None),
+            (&[], &["chunked"], None),
+            (&[], &["Chunked"], None),
+            (&["5"], &["chunked"], Some(400)),
+            (&["5", "5"], &[], Some(400)),
+            (&["5, 5"], &[], Some(400)),
+            (&["+5"], &[], Some(400)),
+            (&["0x5"], &[], Some(400)),
+            (&[], &["chunked", "chunked"], Some(501)),
+            (&[], &["gzip, chunked"], Some(501)),
+            (&[], &["identity"], Some(501)),
+            (&[], &["xchunked"], Some(501)),
+            (&[], &[""], Some(501)),
+        ];
+        for (lengths, codings, status) in table {
+            let mut headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("a.test"))]);
+            lengths.iter().for_each(|length| _ = headers.append(header::CONTENT_LENGTH, HeaderValue::from_static(length)));
+            codings.iter().for_each(|coding| _ = headers.append(header::TRANSFER_ENCODING, HeaderValue::from_static(coding)));
+            let size = HeadSize { target: 1, fields: headers.len(), bytes: 100 };
+            let refused = refuse(Version::HTTP_11, &headers, false, size, &config::Config::default().proxy);
+            assert_eq!(refused.map(|answer| answer.status().as_u16()), status, "{lengths:?} {codings:?}");
         }
     }
 

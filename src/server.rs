@@ -1,7 +1,10 @@
 //! The assembly: listeners, the providers' snapshots, the state that follows them, the admin listener, and a graceful stop.
 //! Everything that decides is elsewhere; this file starts tasks, connects their channels and ends them in the right order.
 
+mod admission;
 pub mod demo;
+mod descriptors;
+mod holder;
 pub mod listener;
 mod publish;
 mod view;
@@ -11,19 +14,20 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pingora_core::apps::{HttpServerOptions, ServerApp};
+use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::{HttpProxy, http_proxy};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Config, needs_restart};
+use crate::config::{self, Config, needs_restart};
 use crate::diagnostic::{Diagnostic, render};
 use crate::provider::Health;
 use crate::provider::files::Stack;
@@ -39,6 +43,7 @@ use crate::telemetry::prometheus::Metrics;
 use crate::telemetry::slow::SlowLog;
 use crate::upstream::Ledger;
 
+use self::admission::Admission;
 use self::listener::{Acceptor, BindError};
 use self::publish::{Publisher, Sources};
 use self::view::View;
@@ -46,6 +51,13 @@ use self::worker::Workers;
 
 /// Keep-alive connections to upstreams that are kept in all; too small a pool costs more than anything else in the proxy.
 const UPSTREAM_POOL: usize = 4096;
+/// Bytes of bodies that a client may send ahead on all its streams together; one stream may take 64 KB of it, so a stalled
+/// upload does not stop its neighbours.
+const H2_CONNECTION_WINDOW: u32 = 512 * 1024;
+/// Bytes of answers that wait on one stream.
+const H2_SEND_BUFFER: usize = 64 * 1024;
+/// Streams that are remembered after a reset, and resets that are allowed for a client's mistakes.
+const H2_RESET_STREAMS: usize = 50;
 
 /// A mistake or an obstacle that stops the edge from starting.
 #[derive(Debug, thiserror::Error)]
@@ -108,8 +120,25 @@ fn application(live: Arc<Live>, ledger: Arc<Ledger>, recorder: Arc<Recorder>, co
     let mut options = HttpServerOptions::default();
     options.h2c = config.proxy.h2c;
     options.h2_idle_timeout = Some(config.proxy.keep_alive);
+    // pingora counts the requests after the first.
+    options.keepalive_request_limit = config.proxy.max_requests_per_connection.map(|count| count.saturating_sub(1));
     proxy.server_options = Some(options);
+    proxy.h2_options = Some(h2_options(&config.proxy));
     proxy
+}
+
+/// What one HTTP/2 connection may cost. Floods of frames that carry nothing are bounded in `proxy::frames`.
+fn h2_options(limits: &config::Proxy) -> H2Options {
+    let mut options = default_h2_options();
+    options
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_send_buffer_size(H2_SEND_BUFFER)
+        .max_concurrent_reset_streams(H2_RESET_STREAMS)
+        .max_local_error_reset_streams(Some(H2_RESET_STREAMS))
+        .max_pending_accept_reset_streams(H2_RESET_STREAMS);
+    options
 }
 
 /// Ends what flows, politely: no new connections, answers say `Connection: close`, then idle ones are closed, then
@@ -173,9 +202,11 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let sources = Sources::start(&config, stacks(files, demo), health.clone(), &ended, &mut tasks).await;
     let publisher = Publisher::new(config_receiver, sources, recorder.metrics.clone());
     let proxy = Arc::new(application(publisher.live.clone(), publisher.ledger.clone(), recorder.clone(), &config));
+    let admission = Arc::new(Admission::new(config.proxy.max_connections_per_client, Instant::now()));
     let (stop, stopping) = watch::channel(false);
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(config.proxy.max_connections));
+    let crowd = Arc::new(Notify::new());
     let local = |listener: &TcpListener| listener.local_addr().map_err(|error| Error::Start(format!("a listener has no address: {error}")));
     let http = listeners.iter().map(local).collect::<Result<Vec<_>, _>>()?;
     let admin_address = admin.as_ref().map(local).transpose()?;
@@ -186,6 +217,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
             recorder: recorder.clone(),
             health,
             connections: connections.clone(),
+            admission: admission.clone(),
             docker: config.docker.enabled,
         };
         tasks.spawn(admin::serve(listener, Arc::new(view.admin()), stopping.clone()));
@@ -194,8 +226,17 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let mut workers = Workers::default();
     for _ in 0..workers_wanted(&config) {
         let (live, ledger) = (publisher.live.clone(), publisher.ledger.clone());
-        let lean = Arc::new(Lean::new(proxy.clone(), live, ledger, recorder.clone(), stopping.clone()));
-        let acceptor = Acceptor { lean, places: places.clone(), connections: connections.clone(), stopping: stopping.clone() };
+        let lean = Lean::new(proxy.clone(), live.clone(), ledger, recorder.clone(), crowd.clone(), stopping.clone());
+        let acceptor = Acceptor {
+            lean: Arc::new(lean),
+            places: places.clone(),
+            crowd: crowd.clone(),
+            connections: connections.clone(),
+            live,
+            admission: admission.clone(),
+            proxy_protocol: config.http.proxy_protocol,
+            stopping: stopping.clone(),
+        };
         workers.start(&listeners, acceptor, &ended, &mut tasks).map_err(worker_error)?;
     }
     tasks.spawn(publisher.follow());
@@ -261,6 +302,9 @@ pub async fn run(options: Options, announce: impl FnOnce(&Running)) -> Result<()
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
+    if let Some(shortage) = descriptors::shortage(descriptors::raise(), options.config.proxy.max_connections) {
+        tracing::warn!("{shortage}");
+    }
     let mut running = start(options).await?;
     announce(&running);
     let mut broken = None;

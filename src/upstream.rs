@@ -38,6 +38,12 @@ pub const KEYS: &[Key] = &[
         "p2c",
         "How a task is chosen for a request.",
     ),
+    Key::route(
+        "proxy-protocol",
+        "v1, v2",
+        "off",
+        "A PROXY header in front of each connection tells the task who the client is; connections are then not shared by clients.",
+    ),
     Key::route("sticky", "cookie name", "off", "A cookie that brings a browser back to the task that it had before."),
     Key::route("retries", "0 to 10", "2", "Attempts on other tasks after the first one failed to connect."),
     Key::route("timeout-connect", "duration", "2s", "Until a connection to a task stands."),
@@ -71,6 +77,13 @@ pub enum Scheme {
     Https,
     Grpc,
     Grpcs,
+}
+
+/// The version of the PROXY header that a backend is sent in front of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProxyVersion {
+    V1,
+    V2,
 }
 
 /// How a backend is chosen.
@@ -107,6 +120,8 @@ pub struct Settings {
     /// `address`: host (name or IP) and port pairs of a stack file.
     pub address: Vec<(String, u16)>,
     pub network: Option<String>,
+    /// `None`: connections begin with the request.
+    pub proxy_protocol: Option<ProxyVersion>,
     pub balance: Balance,
     /// Name of the sticky cookie.
     pub sticky: Option<String>,
@@ -155,6 +170,7 @@ pub struct Backend {
     pub scheme: Scheme,
     /// SNI and certificate name for TLS upstreams; empty: the address.
     pub sni: Arc<str>,
+    pub proxy_protocol: Option<ProxyVersion>,
     pub condition: Condition,
     /// Opaque value of the sticky cookie.
     pub token: Arc<str>,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::given::Given;
-use super::{AccessLogFormat, Config, ServerTiming, TraceTrust};
+use super::{AccessLogFormat, Config, ProxyProtocol, ServerTiming, TraceTrust};
 use crate::diagnostic::{Diagnostic, brief, nearest};
 use crate::label::{SismicsAuth, Value, duration as label_duration};
 
@@ -47,6 +47,8 @@ const DAY: Duration = ms(86_400_000);
 
 const FORMATS: &[(&str, AccessLogFormat)] =
     &[("json", AccessLogFormat::Json), ("common", AccessLogFormat::Common), ("off", AccessLogFormat::Off)];
+const PROXY_PROTOCOLS: &[(&str, ProxyProtocol)] =
+    &[("off", ProxyProtocol::Off), ("on", ProxyProtocol::On), ("optional", ProxyProtocol::Optional)];
 const MEANINGS: &[(&str, SismicsAuth)] = &[("both", SismicsAuth::Both), ("route", SismicsAuth::Route), ("owner", SismicsAuth::Owner)];
 
 const TIMINGS: &[(&str, ServerTiming)] = &[("off", ServerTiming::Off), ("on", ServerTiming::On), ("on-request", ServerTiming::OnRequest)];
@@ -56,6 +58,7 @@ const TRUST: &[(&str, TraceTrust)] =
 /// All settings, in the order of `config/skep.toml`, which says what each is about.
 pub const SETTINGS: &[Setting] = &[
     Setting::new("http.listen", |c, g| put(&mut c.http.listen, addresses(g))),
+    Setting::new("http.proxy-protocol", |c, g| put(&mut c.http.proxy_protocol, word(g, PROXY_PROTOCOLS))),
     Setting::new("https.listen", |c, g| put(&mut c.https.listen, addresses(g))),
     Setting::new("admin.listen", |c, g| put(&mut c.admin.listen, optional_address(g))),
     Setting::new("docker.enabled", |c, g| put(&mut c.docker.enabled, flag(g))),
@@ -71,10 +74,17 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("proxy.drain", |c, g| put(&mut c.proxy.drain, duration(g, Duration::ZERO..=DAY))),
     Setting::new("proxy.keep-alive", |c, g| put(&mut c.proxy.keep_alive, duration(g, ms(1000)..=DAY))),
     Setting::new("proxy.header-timeout", |c, g| put(&mut c.proxy.header_timeout, duration(g, ms(100)..=HOUR))),
+    Setting::new("proxy.body-timeout", |c, g| put(&mut c.proxy.body_timeout, duration(g, ms(100)..=DAY))),
+    Setting::new("proxy.write-timeout", |c, g| put(&mut c.proxy.write_timeout, duration(g, ms(100)..=DAY))),
     Setting::new("proxy.max-header-bytes", |c, g| put(&mut c.proxy.max_header_bytes, number(g, 1024..=1024 * 1024))),
+    Setting::new("proxy.max-headers", |c, g| put(&mut c.proxy.max_headers, number(g, 8..=256))),
+    Setting::new("proxy.max-uri-bytes", |c, g| put(&mut c.proxy.max_uri_bytes, number(g, 256..=1024 * 1024))),
     Setting::new("proxy.max-connections", |c, g| put(&mut c.proxy.max_connections, number(g, 1..=1_000_000))),
     Setting::new("proxy.workers", |c, g| put(&mut c.proxy.workers, number(g, 0..=1024))),
     Setting::new("proxy.server-timing", |c, g| put(&mut c.proxy.server_timing, word(g, TIMINGS))),
+    Setting::new("proxy.max-connections-per-client", |c, g| put(&mut c.proxy.max_connections_per_client, number(g, 1..=1_000_000))),
+    Setting::new("proxy.max-requests-per-connection", |c, g| put(&mut c.proxy.max_requests_per_connection, optional_number(g))),
+    Setting::new("proxy.max-streams", |c, g| put(&mut c.proxy.max_streams, number(g, 1..=1000).map(|count| count as u32))),
     Setting::new("defaults.timeout-connect", |c, g| put(&mut c.defaults.timeout_connect, duration(g, ms(10)..=HOUR))),
     Setting::new("defaults.timeout-response", |c, g| put(&mut c.defaults.timeout_response, duration(g, ms(10)..=DAY))),
     Setting::new("defaults.timeout-idle", |c, g| put(&mut c.defaults.timeout_idle, duration(g, ms(10)..=DAY))),
@@ -223,6 +233,13 @@ fn number(given: &Given, range: RangeInclusive<usize>) -> Read<usize> {
         _ => return Err(wrong_type(given, "a number", &range.end().to_string())),
     };
     number.filter(|number| range.contains(number)).ok_or_else(|| out_of_range(&range.start().to_string(), &range.end().to_string()))
+}
+
+fn optional_number(given: &Given) -> Read<Option<u32>> {
+    if is_off(given) {
+        return Ok(None);
+    }
+    number(given, 1..=1_000_000_000).map(|count| Some(count as u32))
 }
 
 fn out_of_range(least: &str, most: &str) -> Diagnostic {

@@ -10,13 +10,17 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use pingora_timeout::timeout;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::stream::PerConnection;
 
 /// What is read at once while looking for a head.
 const READ: usize = 8 * 1024;
+/// How often a half-closed connection is looked at whether it is still there.
+const LOOK: Duration = Duration::from_secs(1);
 /// As much of what follows a request is taken in while that one is served.
 const AHEAD: usize = 64 * 1024;
 
@@ -28,12 +32,14 @@ pub(super) struct Client {
     pub(super) buffer: BytesMut,
     /// The client will send nothing more; it may still read.
     pub(super) half_closed: bool,
+    /// Runs once it has shut its writing side down, while its request is served.
+    looks: Option<Interval>,
     pub(super) about: PerConnection,
 }
 
 impl Client {
     pub(super) fn new(tcp: TcpStream, about: PerConnection) -> Client {
-        Client { tcp, buffer: BytesMut::new(), half_closed: false, about }
+        Client { tcp, buffer: BytesMut::new(), half_closed: false, looks: None, about }
     }
 
     /// Reads once; the count is 0 at the end of what the client sends.
@@ -53,6 +59,20 @@ impl Client {
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         while !self.half_closed && self.buffer.len() < AHEAD {
             if let Err(error) = ready!(self.poll_fill(cx)) {
+                return Poll::Ready(error);
+            }
+        }
+        if !self.half_closed {
+            return Poll::Pending;
+        }
+        // Nothing more is read, so nothing tells of its end in both directions: it is looked for.
+        let looks = self.looks.get_or_insert_with(|| {
+            let mut looks = interval(LOOK);
+            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            looks
+        });
+        while looks.poll_tick(cx).is_ready() {
+            if let Ok(Some(error)) | Err(error) = SockRef::from(&self.tcp).take_error() {
                 return Poll::Ready(error);
             }
         }

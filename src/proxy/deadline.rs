@@ -4,8 +4,8 @@
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::{close, dup};
@@ -15,7 +15,28 @@ use tokio::task::AbortHandle;
 #[derive(Debug)]
 pub struct Deadline {
     timer: AbortHandle,
-    fired: Arc<AtomicBool>,
+    state: Arc<Running>,
+    after: Duration,
+}
+
+#[derive(Debug)]
+struct Running {
+    began: Instant,
+    /// Milliseconds since `began`.
+    until: AtomicU64,
+    fired: AtomicBool,
+}
+
+impl Running {
+    /// Sets the end to `after` from now on.
+    fn allow(&self, after: Duration) {
+        let until = u64::try_from((self.began.elapsed() + after).as_millis()).unwrap_or(u64::MAX);
+        self.until.store(until, Ordering::Relaxed);
+    }
+
+    fn left(&self) -> Duration {
+        Duration::from_millis(self.until.load(Ordering::Relaxed)).saturating_sub(self.began.elapsed())
+    }
 }
 
 /// Our own descriptor of the socket, so that its number cannot be somebody else's by the time the timer fires.
@@ -40,19 +61,30 @@ impl Deadline {
     /// Starts the timer. `None` when the process is out of descriptors; pingora's read timeout then bounds the wait alone.
     pub fn arm(socket: RawFd, after: Duration) -> Option<Deadline> {
         let socket = Socket(dup(socket).ok()?);
-        let fired = Arc::new(AtomicBool::new(false));
-        let flag = fired.clone();
+        let state = Arc::new(Running { began: Instant::now(), until: AtomicU64::new(0), fired: AtomicBool::new(false) });
+        state.allow(after);
+        let running = state.clone();
         let timer = tokio::spawn(async move {
-            tokio::time::sleep(after).await;
-            flag.store(true, Ordering::Release);
+            // Whoever extends the time lets this sleep again.
+            while let left = running.left()
+                && !left.is_zero()
+            {
+                tokio::time::sleep(left).await;
+            }
+            running.fired.store(true, Ordering::Release);
             socket.shut_down();
         });
-        Some(Deadline { timer: timer.abort_handle(), fired })
+        Some(Deadline { timer: timer.abort_handle(), state, after })
+    }
+
+    /// Begins again: it runs out its whole time from now on.
+    pub fn extend(&self) {
+        self.state.allow(self.after);
     }
 
     /// Did it run out?
     pub fn fired(&self) -> bool {
-        self.fired.load(Ordering::Acquire)
+        self.state.fired.load(Ordering::Acquire)
     }
 }
 

@@ -10,13 +10,13 @@ use http::{Method, StatusCode, Uri, Version};
 use pingora_error::Error;
 use pingora_proxy::Session;
 
-use super::Routed;
 use super::answer::{self, Answer, Rendered};
 use super::deadline::Deadline;
 use super::forwarded::{self, Origin};
 use super::head::{Target, unknown_connection};
 use super::stream::PerConnection;
 use super::trace::SERVER_TIMING;
+use super::{HeadSize, Routed};
 use crate::route::Head;
 use crate::state::{Action, Route, State};
 use crate::telemetry::{Record, Trace};
@@ -40,8 +40,7 @@ pub(super) struct Asked<'a> {
     pub(super) headers: &'a HeaderMap,
     /// The target names the host itself.
     pub(super) has_authority: bool,
-    /// Size of target and fields.
-    pub(super) bytes: usize,
+    pub(super) size: HeadSize,
 }
 
 /// What one request carries from phase to phase.
@@ -72,6 +71,8 @@ pub struct Exchange {
     pub(super) failure: Option<String>,
     /// Runs until the response's head came.
     pub(super) head_deadline: Option<Deadline>,
+    /// Runs while the body of an HTTP/2 request is awaited, and begins again with each piece of it.
+    pub(super) body_deadline: Option<Deadline>,
     /// Runs until the request is over.
     pub(super) request_deadline: Option<Deadline>,
 }
@@ -102,6 +103,7 @@ impl Exchange {
             answered: None,
             failure: None,
             head_deadline: None,
+            body_deadline: None,
             request_deadline: None,
         }
     }
@@ -114,7 +116,7 @@ impl Exchange {
         let id = forwarded::request_id(fastrand::u128(..));
         let host = target.as_ref().map_or("", |target| target.host.as_str());
         let origin = forwarded::origin(&connection, asked.headers, &config.trusted_proxies, host, id);
-        let refused = super::refuse(asked.version, asked.headers, asked.has_authority, asked.bytes, config.max_header_bytes).or(refused);
+        let refused = super::refuse(asked.version, asked.headers, asked.has_authority, asked.size, config).or(refused);
         let client = origin.client;
         self.origin = Some(origin);
         self.begin_trace(asked.headers);
@@ -176,6 +178,23 @@ impl Exchange {
     /// Did a time limit end the upstream connection?
     pub(super) fn out_of_time(&self) -> bool {
         [&self.head_deadline, &self.request_deadline].iter().any(|deadline| deadline.as_ref().is_some_and(Deadline::fired))
+    }
+
+    /// Did the client stop sending its body?
+    pub(super) fn body_stalled(&self) -> bool {
+        self.body_deadline.as_ref().is_some_and(Deadline::fired)
+    }
+
+    /// How long the request's body may be silent: as the route says, or else as is usual for all.
+    pub(super) fn body_silence(&self, timeouts: &Timeouts) -> Duration {
+        let config = &self.state.config;
+        if timeouts.idle == config.defaults.timeout_idle { config.proxy.body_timeout } else { timeouts.idle }
+    }
+
+    /// pingora has no time limit on the body of an HTTP/2 request.
+    pub(super) fn await_body(&mut self, socket: RawFd) {
+        let Some((_, timeouts, _)) = self.forward() else { return };
+        self.body_deadline = Deadline::arm(socket, self.body_silence(timeouts));
     }
 
     /// Starts the limits that pingora's one read timeout cannot hold, on a connection of this request alone.

@@ -49,6 +49,14 @@ pub struct Origin {
     pub request_id: String,
 }
 
+impl Origin {
+    /// The client with its port, which is known only where the client itself is our peer.
+    pub fn source(&self, connection: &Connection) -> SocketAddr {
+        let itself = connection.peer.ip().to_canonical() == self.client;
+        SocketAddr::new(self.client, if itself { connection.peer.port() } else { 0 })
+    }
+}
+
 /// Decides who the client is and writes the chains for the upstream. `host` is what the client asked for, `fresh_id` is used
 /// unless a trusted peer brought an id.
 pub fn origin(connection: &Connection, headers: &HeaderMap, trusted: &[IpNet], host: &str, fresh_id: String) -> Origin {

@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 
 use http::header::{self, HeaderMap};
-use http::{StatusCode, Uri, Version};
+use http::{StatusCode, Uri};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
+use super::HeadSize;
 use super::answer::Answer;
 use super::forwarded::Connection;
 use super::stream::PerConnection;
@@ -51,19 +52,22 @@ impl Target {
     }
 }
 
-pub(super) fn head_bytes(request: &RequestHeader) -> usize {
-    request.raw_path().len() + request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()
+pub(super) fn head_size(request: &RequestHeader) -> HeadSize {
+    let target = request.raw_path().len();
+    let fields = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+    HeadSize { target, fields: request.headers.len(), bytes: target + fields }
 }
 
-/// pingora drops Content-Length where Transfer-Encoding is present too and forbids reuse; that is how both are seen here.
+/// pingora drops Content-Length where Transfer-Encoding is present too, before anybody else sees the head.
 /// RFC 9112, 6.3: such a message ought to be handled as an error.
-pub(super) fn is_ambiguously_framed(session: &Session) -> bool {
-    let request = session.req_header();
-    let asked_close = request.headers.get_all(header::CONNECTION).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
-    request.version == Version::HTTP_11
-        && request.headers.contains_key(header::TRANSFER_ENCODING)
-        && !asked_close
-        && session.get_keepalive().is_none()
+pub(super) fn had_two_framings(session: &Session) -> bool {
+    let Some(session) = session.as_downstream().as_http1() else { return false };
+    let is_length = |line: &[u8]| {
+        let name = header::CONTENT_LENGTH.as_str();
+        line.get(..name.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(name.as_bytes()))
+    };
+    session.req_header().headers.contains_key(header::TRANSFER_ENCODING)
+        && session.get_headers_raw_bytes().split(|byte| *byte == b'\n').any(is_length)
 }
 
 pub(super) fn per_connection(session: &Session) -> Option<PerConnection> {

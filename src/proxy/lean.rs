@@ -6,6 +6,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use http::Uri;
 use http::header::HeaderMap;
 use pingora_core::apps::{HttpServerApp, ServerApp};
@@ -13,7 +14,7 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_proxy::HttpProxy;
 use pingora_timeout::timeout;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::answer::Rendered;
 use super::client::Client;
@@ -22,7 +23,7 @@ use super::head::Target;
 use super::idle::Idle;
 use super::pingora::Edge;
 use super::relay::{Ended, Relay, VERSION, status_line};
-use super::stream::{ClientStream, PerConnection};
+use super::stream::{ClientStream, HeadLimits, PerConnection};
 use super::wire::{self, Arrived, Request};
 use super::{Observer, Routed};
 use crate::state::{Action, Live, Route};
@@ -32,6 +33,8 @@ use crate::upstream::{Ledger, Scheme};
 const DRAIN_REQUEST: Duration = Duration::from_secs(1);
 /// Idle connections stay so long once the edge stops: clients need a moment to see that.
 pub const POLITE: Duration = Duration::from_secs(2);
+/// A connection that is idle for less than this keeps its place even where others wait for one.
+const BRIEF: Duration = Duration::from_millis(100);
 /// How often idle upstream connections are looked through.
 pub const SWEEP: Duration = Duration::from_secs(5);
 
@@ -42,6 +45,8 @@ pub struct Lean {
     ledger: Arc<Ledger>,
     observer: Arc<dyn Observer>,
     idle: Idle,
+    /// Somebody waits for a place: idle connections make room.
+    crowd: Arc<Notify>,
     /// True once the edge is stopping: answers then close their connections.
     stopping: watch::Receiver<bool>,
 }
@@ -65,9 +70,10 @@ impl Lean {
         live: Arc<Live>,
         ledger: Arc<Ledger>,
         observer: Arc<dyn Observer>,
+        crowd: Arc<Notify>,
         stopping: watch::Receiver<bool>,
     ) -> Lean {
-        Lean { proxy, live, ledger, observer, idle: Idle::default(), stopping }
+        Lean { proxy, live, ledger, observer, idle: Idle::default(), crowd, stopping }
     }
 
     /// Closes idle upstream connections that are of no use any more. To be called every [`SWEEP`].
@@ -75,9 +81,10 @@ impl Lean {
         self.idle.sweep();
     }
 
-    /// Serves one connection to its end.
-    pub async fn serve(&self, tcp: TcpStream, about: PerConnection) {
+    /// Serves one connection to its end. `unread`: what was read of it already.
+    pub async fn serve(&self, tcp: TcpStream, about: PerConnection, unread: BytesMut) {
         let mut client = Client::new(tcp, about);
+        client.buffer = unread;
         let mut first = true;
         let mut stopping = self.stopping.clone();
         let mut stopped = pin!(async move {
@@ -122,10 +129,9 @@ impl Lean {
             (config.keep_alive, config.header_timeout, config.max_header_bytes)
         };
         if client.buffer.is_empty() {
-            let limit = if first { header_timeout } else { keep_alive };
             tokio::select! {
                 biased;
-                read = timeout(limit, client.fill()) => matches!(read, Ok(Ok(1..))).then_some(())?,
+                read = self.first_bytes(client, first, header_timeout, keep_alive) => read?,
                 () = stopped => return None,
             }
         }
@@ -144,13 +150,31 @@ impl Lean {
         }
     }
 
+    /// The first bytes of a head; `None` where they do not come, or the connection makes room for another.
+    async fn first_bytes(&self, client: &mut Client, first: bool, header_timeout: Duration, keep_alive: Duration) -> Option<()> {
+        if first {
+            return matches!(timeout(header_timeout, client.fill()).await, Ok(Ok(1..))).then_some(());
+        }
+        // Who is idle for a moment only is not asked to leave, and most are.
+        match timeout(BRIEF.min(keep_alive), client.fill()).await {
+            Ok(read) => return matches!(read, Ok(1..)).then_some(()),
+            Err(_) if keep_alive <= BRIEF => return None,
+            Err(_) => {}
+        }
+        tokio::select! {
+            biased;
+            read = timeout(keep_alive - BRIEF, client.fill()) => matches!(read, Ok(Ok(1..))).then_some(()),
+            () = self.crowd.notified() => None,
+        }
+    }
+
     /// One plain request, if its route is plain too.
     async fn plain(&self, client: &mut Client, request: &Request) -> Way {
         let Ok(uri) = Uri::from_maybe_shared(request.target.clone()) else { return Way::Pingora };
         let headers = request.fields.map();
         let mut ctx = Exchange::new(self.live.load());
         ctx.connection = Some(client.about.clone());
-        let asked = Asked { version: VERSION, method: &request.method, headers: &headers, has_authority: false, bytes: request.size };
+        let asked = Asked { version: VERSION, method: &request.method, headers: &headers, has_authority: false, size: request.size };
         let routed = ctx.decide(&asked, Target::plain(&headers, &uri), None);
         let ended = match routed {
             Routed::Answer(route, answer) => {
@@ -161,7 +185,7 @@ impl Lean {
             Routed::Forward(route) => {
                 let Some((target, prefix)) = upstream_target(&route, &ctx, &uri) else { return Way::Pingora };
                 ctx.route = Some(route.clone());
-                let closing = request.close || *self.stopping.borrow();
+                let closing = self.closing(client, request, &ctx);
                 let mut relay = Relay {
                     client,
                     request,
@@ -194,7 +218,7 @@ impl Lean {
         ended: Ended,
         bytes_in: u64,
     ) -> After {
-        let closing = request.close || *self.stopping.borrow();
+        let closing = self.closing(client, request, ctx);
         let (status, bytes_out, after) = match ended {
             Ended::Answered { status, bytes_out, keep } => (Some(status), bytes_out, if keep { After::Next } else { After::Close }),
             Ended::Broken(status, bytes_out) => (status, bytes_out, After::Close),
@@ -205,7 +229,7 @@ impl Lean {
                 let late = status == http::StatusCode::REQUEST_TIMEOUT;
                 let unread = request.body.saturating_sub(bytes_in);
                 let close = closing || late || unread > 0 && request.body > client.buffer.len() as u64;
-                let limit = ctx.state.config.proxy.header_timeout;
+                let limit = ctx.state.config.proxy.write_timeout;
                 match client.send(&bytes_of(rendered, close), limit).await {
                     Ok(()) if client.discard(unread, DRAIN_REQUEST).await && !close => (Some(status), body, After::Next),
                     Ok(()) => (Some(status), body, After::Close),
@@ -234,9 +258,11 @@ impl Lean {
     /// One request by pingora; the connection comes back where it can carry another.
     async fn by_pingora(&self, client: Client) -> Option<Client> {
         let about = client.about.clone();
-        let stream = ClientStream::resume(client.tcp, &about, client.buffer, self.live.load().config.proxy.header_timeout).ok()?;
-        let mut session = ServerSession::new_http1(Box::new(stream));
+        let last = self.live.load().config.proxy.max_requests_per_connection.is_some_and(|most| about.phase.served() + 1 >= most);
+        let mut session = ServerSession::new_http1(Box::new(self.stream(client)?));
         session.set_keepalive(if *self.stopping.borrow() { None } else { Some(60) });
+        // Of pingora's count: how many more requests may follow.
+        session.set_keepalive_reuses_remaining(last.then_some(0));
         let (stream, _) = self.proxy.process_new_http(session, &self.stopping).await?.consume();
         let stream = stream.into_any().downcast::<ClientStream>().ok()?;
         let (tcp, buffer) = stream.into_parts();
@@ -245,10 +271,27 @@ impl Lean {
         Some(client)
     }
 
+    /// The connection as pingora wants it.
+    fn stream(&self, client: Client) -> Option<ClientStream> {
+        let Client { tcp, buffer, mut about, .. } = client;
+        if about.connection.local.ip().is_unspecified() {
+            // What is told of the connection further on wants the address itself.
+            about.connection.local = tcp.local_addr().ok()?;
+        }
+        let limits = &self.live.load().config.proxy;
+        let limits = HeadLimits { time: limits.header_timeout, bytes: limits.max_header_bytes };
+        ClientStream::resume(tcp, &about, buffer, limits, self.crowd.clone()).ok()
+    }
+
+    /// Does the connection end with this request?
+    fn closing(&self, client: &Client, request: &Request, ctx: &Exchange) -> bool {
+        let most = ctx.state.config.proxy.max_requests_per_connection;
+        request.close || *self.stopping.borrow() || most.is_some_and(|most| client.about.phase.served() + 1 >= most)
+    }
+
     /// The whole connection by pingora.
     async fn by_http2(&self, client: Client) {
-        let header_timeout = self.live.load().config.proxy.header_timeout;
-        let Ok(stream) = ClientStream::resume(client.tcp, &client.about, client.buffer, header_timeout) else { return };
+        let Some(stream) = self.stream(client) else { return };
         ServerApp::process_new(&self.proxy, Box::new(stream), &self.stopping).await;
     }
 }
@@ -256,7 +299,9 @@ impl Lean {
 /// Nothing of the route needs more than bytes passed on over plain HTTP/1.1.
 fn is_plain(route: &Route) -> bool {
     let Action::Forward { pool, .. } = &route.action else { return false };
-    pool.groups.iter().all(|group| group.backends.first().is_none_or(|backend| backend.scheme == Scheme::Http))
+    pool.groups
+        .iter()
+        .all(|group| group.backends.first().is_none_or(|backend| backend.scheme == Scheme::Http && backend.proxy_protocol.is_none()))
 }
 
 /// Path and query for the upstream, and the stripped prefix; `None` where labels make something else of it than plain ASCII.

@@ -17,10 +17,11 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use super::answer::Answer;
+use super::dial::announce;
 use super::exchange::{Asked, Edit, Exchange, record};
-use super::head::{head_bytes, is_ambiguously_framed, per_connection, target};
+use super::head::{had_two_framings, head_size, per_connection, target};
 use super::peer::{UPGRADED_IDLE, apply, peer, rewrite};
-use super::reply::{answer_to, write};
+use super::reply::{answer_to, is_out_of_descriptors, write};
 use super::{Observer, Routed, forwarded};
 use crate::state::{Action, Live};
 use crate::upstream::{Affinity, Ledger, Scheme};
@@ -55,6 +56,10 @@ impl ProxyHttp for Edge {
         if session.get_keepalive() == Some(0) {
             session.set_keepalive(Some(keep_alive.as_secs().max(1)));
         }
+        // For our own answers; a route may set others.
+        let limits = &ctx.state.config.proxy;
+        session.set_read_timeout(Some(limits.body_timeout));
+        session.set_write_timeout(Some(limits.write_timeout));
         ctx.connection = per_connection(session);
         if let Some(connection) = &ctx.connection {
             connection.phase.done();
@@ -67,9 +72,13 @@ impl ProxyHttp for Edge {
         let answer = match self.decide(session, ctx) {
             Routed::Forward(route) => {
                 if let Action::Forward { timeouts, .. } = &route.action {
-                    let idle = if session.is_upgrade_req() { timeouts.idle.max(UPGRADED_IDLE) } else { timeouts.idle };
-                    session.set_read_timeout(Some(idle));
-                    session.set_write_timeout(Some(idle));
+                    if session.is_upgrade_req() {
+                        let idle = timeouts.idle.max(UPGRADED_IDLE);
+                        session.set_read_timeout(Some(idle));
+                        session.set_write_timeout(Some(idle));
+                    } else {
+                        session.set_read_timeout(Some(ctx.body_silence(timeouts)));
+                    }
                 }
                 ctx.route = Some(route);
                 return Ok(false);
@@ -97,7 +106,10 @@ impl ProxyHttp for Edge {
             let status = if ctx.tried.is_empty() { 503 } else { 502 };
             return Error::e_explain(ErrorType::HTTPStatus(status), "no healthy task is left to try");
         };
-        let peer = peer(backend, timeouts, session);
+        let mut peer = peer(backend, timeouts, session);
+        if let (Some(version), Some(origin), Some(per)) = (backend.proxy_protocol, &ctx.origin, &ctx.connection) {
+            announce(&mut peer, version, origin.source(&per.connection), per.connection.local, timeouts.connect);
+        }
         let backend = backend.clone();
         ctx.failure = None;
         ctx.in_flight = Some(self.ledger.start(&backend));
@@ -107,6 +119,11 @@ impl ProxyHttp for Edge {
     }
 
     fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Exchange, mut error: Box<Error>) -> Box<Error> {
+        if is_out_of_descriptors(&error) {
+            // Our own shortage: the backend is not to blame, and another one would not be reached either.
+            ctx.failure = Some("connect: this edge has no file descriptor left".to_owned());
+            return Error::explain(ErrorType::HTTPStatus(503), "out of file descriptors");
+        }
         if let Some(backend) = &ctx.backend {
             ctx.tried.push(backend.id.clone());
         }
@@ -123,7 +140,7 @@ impl ProxyHttp for Edge {
 
     async fn connected_to_upstream(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         reused: bool,
         _peer: &HttpPeer,
         socket: RawFd,
@@ -133,6 +150,9 @@ impl ProxyHttp for Edge {
         // An HTTP/2 connection carries other requests too: there the read timeout is all there is.
         if ctx.backend.as_ref().is_some_and(|backend| matches!(backend.scheme, Scheme::Http | Scheme::Https)) {
             ctx.arm_deadlines(socket);
+            if session.is_http2() && !session.is_body_done() {
+                ctx.await_body(socket);
+            }
         }
         ctx.reused = Some(reused);
         ctx.connect = ctx.attempt_began.map(|began| began.elapsed());
@@ -176,6 +196,15 @@ impl ProxyHttp for Edge {
         })
     }
 
+    async fn request_body_filter(&self, _: &mut Session, _: &mut Option<Bytes>, end: bool, ctx: &mut Exchange) -> Result<()> {
+        match &ctx.body_deadline {
+            Some(_) if end => ctx.body_deadline = None,
+            Some(deadline) => deadline.extend(),
+            None => {}
+        }
+        Ok(())
+    }
+
     fn error_while_proxy(
         &self,
         _peer: &HttpPeer,
@@ -184,6 +213,9 @@ impl ProxyHttp for Edge {
         ctx: &mut Exchange,
         reused: bool,
     ) -> Box<Error> {
+        if ctx.body_stalled() {
+            return Error::new_down(ErrorType::ReadTimedout);
+        }
         if ctx.out_of_time() {
             return Error::new_up(ErrorType::ReadTimedout);
         }
@@ -209,7 +241,7 @@ impl ProxyHttp for Edge {
     async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, ctx: &mut Exchange) -> Result<()> {
         // A 101 is the last head too: what follows is the upgraded connection.
         if !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS {
-            ctx.head_deadline = None;
+            (ctx.head_deadline, ctx.body_deadline) = (None, None);
         }
         if ctx.upstream.is_none() {
             ctx.upstream = ctx.attempt_began.map(|began| began.elapsed().saturating_sub(ctx.connect.unwrap_or_default()));
@@ -276,9 +308,9 @@ impl Edge {
             method: &request.method,
             headers: &request.headers,
             has_authority: request.uri.authority().is_some(),
-            bytes: head_bytes(request),
+            size: head_size(request),
         };
-        ctx.decide(&asked, target, is_ambiguously_framed(session).then_some(ambiguous))
+        ctx.decide(&asked, target, had_two_framings(session).then_some(ambiguous))
     }
 
     fn has_untried(&self, ctx: &Exchange) -> bool {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use http::header::{self, HeaderMap, HeaderName};
 use http::{StatusCode, Version};
+use nix::errno::Errno;
 use pingora_core::protocols::http::date::get_cached_date;
 use pingora_timeout::timeout;
 use socket2::SockRef;
@@ -116,7 +117,7 @@ impl Relay<'_> {
         let gathered = self.request.body <= GATHERED;
         let length = usize::try_from(self.request.body).unwrap_or(usize::MAX);
         if gathered && length > 0 {
-            if let Err(error) = self.client.gather(length, timeouts.idle).await {
+            if let Err(error) = self.client.gather(length, self.ctx.body_silence(&timeouts)).await {
                 return self.client_failed(error);
             }
             self.bytes_in = self.request.body;
@@ -127,6 +128,12 @@ impl Relay<'_> {
             let mut attempt = match self.connect().await {
                 Ok(attempt) => attempt,
                 Err(Ok(answer)) => return Ended::Refused(answer),
+                Err(Err(error)) if is_out_of_descriptors(&error) => {
+                    // Our own shortage: the backend is not to blame, and another one would not be reached either.
+                    self.ctx.in_flight = None;
+                    self.ctx.failure = Some("connect: this edge has no file descriptor left".to_owned());
+                    return Ended::Refused(Answer::Unavailable);
+                }
                 Err(Err(error)) => match self.failed(Failed::Connect(error)) {
                     None => continue,
                     Some(ended) => return ended,
@@ -187,7 +194,7 @@ impl Relay<'_> {
 
     /// The request's head as the upstream shall see it.
     fn upstream_head(&self, route: &Route) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.request.size + 512);
+        let mut out = Vec::with_capacity(self.request.size.bytes + 512);
         out.extend_from_slice(self.request.method.as_str().as_bytes());
         out.push(b' ');
         out.extend_from_slice(self.target.as_bytes());
@@ -229,7 +236,7 @@ impl Relay<'_> {
         let timeouts = *timeouts;
         // What was gathered leaves in one go; a longer body has its own pauses first.
         let mut sending = self.request.body > GATHERED;
-        let mut step = Clock::start(if sending { timeouts.idle } else { timeouts.response });
+        let mut step = Clock::start(if sending { self.ctx.body_silence(&timeouts) } else { timeouts.response });
         loop {
             let Some(wait) = step.left(self.ctx.began, timeouts.request) else { return Err(Failed::Late) };
             match timeout(wait, self.head_or_sent(attempt, sending)).await {
@@ -372,8 +379,12 @@ impl Relay<'_> {
     async fn copy(&mut self, attempt: &mut Attempt, down: &mut Pump) -> Result<(), Failed> {
         let Some((_, timeouts, _)) = self.ctx.forward() else { return Err(Failed::Late) };
         let timeouts = *timeouts;
+        let stalled = self.ctx.state.config.proxy.write_timeout;
         let mut step = Clock::start(timeouts.idle);
         loop {
+            // Either the upstream has the next word, or the client has not taken what there is.
+            let waiting = down.is_waiting();
+            step.limit = if waiting { timeouts.idle } else { stalled };
             let Some(wait) = step.left(self.ctx.began, timeouts.request) else { return Err(Failed::Late) };
             let both = poll_fn(|cx| {
                 if !attempt.up.is_over() {
@@ -389,7 +400,10 @@ impl Relay<'_> {
             match timeout(wait, both).await {
                 Ok(result) => return result,
                 Err(_) if step.moved(down.passed + attempt.up.passed) => {}
-                Err(_) => return Err(Failed::Late),
+                // The other side's turn has come meanwhile.
+                Err(_) if down.is_waiting() != waiting => step = Clock::start(timeouts.idle),
+                Err(_) if waiting => return Err(Failed::Late),
+                Err(_) => return Err(Failed::Client(io::ErrorKind::TimedOut.into())),
             }
         }
     }
@@ -446,6 +460,11 @@ impl Relay<'_> {
             false => Ended::Broken(None, 0),
         }
     }
+}
+
+/// Did a connection fail because this process may open no further file?
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|errno| [Errno::EMFILE as i32, Errno::ENFILE as i32].contains(&errno))
 }
 
 fn bad_gateway(ctx: &mut Exchange, why: &str) -> Answer {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
+use nix::errno::Errno;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -33,6 +34,12 @@ pub(super) async fn write(session: &mut Session, rendered: Rendered) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Did a connection fail because this process may open no further file?
+pub(super) fn is_out_of_descriptors(error: &Error) -> bool {
+    let errno = error.root_cause().downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    errno.is_some_and(|errno| [Errno::EMFILE as i32, Errno::ENFILE as i32].contains(&errno))
 }
 
 /// What the client is told of a failed exchange; `None`: there is nobody left to tell.

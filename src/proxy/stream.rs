@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -18,15 +18,24 @@ use pingora_core::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID, UniqueIDType,
 };
 use pingora_http::ResponseHeader;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+use tokio::time::{Interval, MissedTickBehavior, Sleep, interval};
 
 use super::forwarded::Connection;
+use super::frames::Frames;
 use super::wire::PREFACE;
 
 /// Head and start of a body leave in one packet.
 const WRITE_BUFFER: usize = 8 * 1024;
+/// How often a half-closed connection is looked at whether it is still there.
+const LOOK: Duration = Duration::from_secs(1);
+/// The first bytes of a body may come along with the head, so a little more than a head is read before it is too large.
+const BESIDE_HEAD: usize = 16 * 1024;
+const TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// Is the connection reading a request head? Even: a head is awaited; odd: it was read and the request is being served.
 /// Counting, not a flag, so that a deadline of one head never ends the next.
@@ -60,6 +69,11 @@ impl HeadPhase {
         self.phase.fetch_add(self.now() & 1, Ordering::Relaxed);
     }
 
+    /// Requests that were begun on the connection.
+    pub fn served(&self) -> u32 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
     fn now(&self) -> u32 {
         self.phase.load(Ordering::Relaxed)
     }
@@ -72,6 +86,13 @@ pub struct PerConnection {
     pub phase: Arc<HeadPhase>,
 }
 
+/// What a client may take for the head of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    pub time: Duration,
+    pub bytes: usize,
+}
+
 /// A plain TCP connection from a client.
 #[derive(Debug)]
 pub struct ClientStream {
@@ -79,7 +100,16 @@ pub struct ClientStream {
     /// Bytes that were read before this stream was made, or while looking for the HTTP/2 preface; given out first.
     peeked: BytesMut,
     phase: Arc<HeadPhase>,
-    header_timeout: Duration,
+    limits: HeadLimits,
+    /// Bytes since the present head of HTTP/1 was awaited, and which head that is.
+    head_bytes: (u32, usize),
+    /// Once the client speaks HTTP/2.
+    frames: Option<Frames>,
+    /// Somebody waits for a place: whoever is idle hears of it, the longest first.
+    crowd: Arc<Notify>,
+    yields: Option<Pin<Box<OwnedNotified>>>,
+    /// Runs once the client has shut its writing side down, while its request is served.
+    half_closed: Option<Interval>,
     /// Runs from the head's first byte (for the first request: from the accept) until the head was read.
     deadline: Option<(u32, Pin<Box<Sleep>>)>,
     socket: Arc<SocketDigest>,
@@ -88,11 +118,18 @@ pub struct ClientStream {
 }
 
 impl ClientStream {
-    /// Wraps a socket of which `peeked` was read already: the start of a request, or of HTTP/2.
+    /// Wraps a socket of which `peeked` was read already: the start of a request, or of HTTP/2. The time for a head starts now.
+    /// Between two requests it ends itself when `crowd` is notified.
     ///
     /// # Errors
     /// Never in practice: pingora's digest wants a response that cannot be built otherwise than with success.
-    pub fn resume(tcp: TcpStream, about: &PerConnection, peeked: BytesMut, header_timeout: Duration) -> io::Result<ClientStream> {
+    pub fn resume(
+        tcp: TcpStream,
+        about: &PerConnection,
+        peeked: BytesMut,
+        limits: HeadLimits,
+        crowd: Arc<Notify>,
+    ) -> io::Result<ClientStream> {
         let socket = SocketDigest::from_raw_fd(tcp.as_raw_fd());
         // Set once, before anybody else holds the digest, so it cannot be occupied.
         let _ = socket.peer_addr.set(Some(PeerAddr::Inet(about.connection.peer)));
@@ -101,8 +138,13 @@ impl ClientStream {
             inner: BufWriter::with_capacity(WRITE_BUFFER, tcp),
             peeked,
             phase: about.phase.clone(),
-            header_timeout,
-            deadline: Some((about.phase.now(), Box::pin(tokio::time::sleep(header_timeout)))),
+            limits,
+            head_bytes: (0, 0),
+            frames: None,
+            crowd,
+            yields: None,
+            half_closed: None,
+            deadline: Some((about.phase.now(), Box::pin(tokio::time::sleep(limits.time)))),
             socket: Arc::new(socket),
             proxy: Arc::new(ProxyDigest::new(Box::new(head), Some(Box::new(about.clone())))),
             established: TimingDigest { established_ts: std::time::SystemTime::now(), ..TimingDigest::default() },
@@ -114,11 +156,19 @@ impl ClientStream {
         (self.inner.into_inner(), self.peeked)
     }
 
+    /// The head that is awaited now, if any: of HTTP/1 by the phase, of HTTP/2 by the frames.
+    fn awaited(&self) -> Option<u32> {
+        match &self.frames {
+            Some(frames) => frames.awaited(),
+            None => Some(self.phase.now()).filter(|phase| phase.is_multiple_of(2)),
+        }
+    }
+
     /// Fails the read when the head takes too long. Between requests no deadline runs: pingora's keep-alive limit does.
     fn check_deadline(&mut self, cx: &mut Context<'_>) -> Result<(), io::Error> {
-        let phase = self.phase.now();
+        let awaited = self.awaited();
         match &mut self.deadline {
-            Some((armed, deadline)) if *armed == phase => match deadline.as_mut().poll(cx) {
+            Some((armed, deadline)) if Some(*armed) == awaited => match deadline.as_mut().poll(cx) {
                 Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::TimedOut, "the request's head took too long")),
                 Poll::Pending => Ok(()),
             },
@@ -130,13 +180,64 @@ impl ClientStream {
         }
     }
 
-    /// Bytes arrived: the first ones of a head start its deadline.
-    fn bytes_arrived(&mut self) {
-        let phase = self.phase.now();
-        let armed = self.deadline.as_ref().is_some_and(|(armed, _)| *armed == phase);
-        if phase.is_multiple_of(2) && !armed {
-            self.deadline = Some((phase, Box::pin(tokio::time::sleep(self.header_timeout))));
+    /// Bytes arrived: the first ones of a head start its deadline, and there is an end to its size.
+    fn bytes_arrived(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(frames) = &mut self.frames {
+            frames.pass(bytes, Instant::now()).map_err(|flood| {
+                tracing::debug!(client = ?self.socket.peer_addr(), "{flood}: the connection is closed");
+                io::Error::other(flood)
+            })?;
         }
+        let Some(awaited) = self.awaited() else { return Ok(()) };
+        if self.deadline.as_ref().is_none_or(|(armed, _)| *armed != awaited) {
+            self.deadline = Some((awaited, Box::pin(tokio::time::sleep(self.limits.time))));
+        }
+        let (of, seen) = self.head_bytes;
+        self.head_bytes = (awaited, bytes.len() + if of == awaited { seen } else { 0 });
+        if self.frames.is_none() && self.head_bytes.1 > 2 * self.limits.bytes + BESIDE_HEAD {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the request's head is too large"));
+        }
+        Ok(())
+    }
+
+    /// A client may shut its writing side down after its request and must get its whole answer (RFC 9112, 9.6), which pingora
+    /// would end here. So while it only probes whether the client is there (it then reads a single byte), a connection has not
+    /// ended before it is gone in both directions.
+    fn await_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let looks = self.half_closed.get_or_insert_with(|| {
+            let mut looks = interval(LOOK);
+            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            looks
+        });
+        while looks.poll_tick(cx).is_ready() {
+            if let Some(error) = SockRef::from(self.inner.get_ref()).take_error()? {
+                return Poll::Ready(Err(error));
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Is this a connection of HTTP/1 between two requests that is to make room for another?
+    fn yields(&mut self, cx: &mut Context<'_>) -> bool {
+        let idle = self.frames.is_none() && self.awaited().is_some_and(|awaited| awaited > 0 && self.head_bytes.0 != awaited);
+        if !idle {
+            // A notification that it has meanwhile passes on to the next.
+            self.yields = None;
+            return false;
+        }
+        let yields = self.yields.get_or_insert_with(|| Box::pin(self.crowd.clone().notified_owned()));
+        yields.as_mut().poll(cx).is_ready()
+    }
+
+    fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (Poll::Ready(Ok(count)), Some(frames)) = (&written, &mut self.frames) {
+            frames.wrote(*count);
+        }
+        written
+    }
+
+    fn is_probe(&self, buf: &ReadBuf<'_>) -> bool {
+        buf.remaining() == 1 && self.frames.is_none() && self.awaited().is_none()
     }
 }
 
@@ -149,13 +250,22 @@ impl AsyncRead for ClientStream {
         }
         let before = buf.filled().len();
         match Pin::new(&mut self.inner).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) if buf.filled().len() == before => match self.is_probe(buf) {
+                true => self.await_reset(cx),
+                false => Poll::Ready(Ok(())),
+            },
             Poll::Ready(Ok(())) => {
-                if buf.filled().len() > before {
-                    self.bytes_arrived();
+                let arrived = self.bytes_arrived(&buf.filled()[before..]);
+                if arrived.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
+                    // Said where there is room to say it; the connection ends in any case.
+                    let _ = Pin::new(&mut self.inner).poll_write(cx, TOO_LARGE);
+                    let _ = Pin::new(&mut self.inner).poll_flush(cx);
                 }
-                Poll::Ready(Ok(()))
+                Poll::Ready(arrived)
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            // As if the client had ended the connection.
+            Poll::Pending if self.yields(cx) => Poll::Ready(Ok(())),
             Poll::Pending => match self.check_deadline(cx) {
                 Ok(()) => Poll::Pending,
                 Err(error) => Poll::Ready(Err(error)),
@@ -166,11 +276,13 @@ impl AsyncRead for ClientStream {
 
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.count(written)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.count(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -199,12 +311,12 @@ impl Shutdown for ClientStream {
 impl Peek for ClientStream {
     /// Reads until `buf` is full or the bytes differ from the HTTP/2 preface: a short HTTP/1 request must not wait for more.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        let limit = self.header_timeout;
+        let until = tokio::time::Instant::now() + self.limits.time;
         let mut seen = std::mem::take(&mut self.peeked);
         while seen.len() < buf.len() && PREFACE.starts_with(&seen) {
             let mut chunk = [0_u8; 24];
             let wanted = (buf.len() - seen.len()).min(chunk.len());
-            let count = tokio::time::timeout(limit, self.inner.read(&mut chunk[..wanted]))
+            let count = tokio::time::timeout_at(until, self.inner.read(&mut chunk[..wanted]))
                 .await
                 .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the client sent nothing"))??;
             if count == 0 {
@@ -212,10 +324,13 @@ impl Peek for ClientStream {
             }
             seen.extend_from_slice(&chunk[..count]);
         }
-        let is_preface = seen.len() >= buf.len() && seen.starts_with(PREFACE);
-        if is_preface {
-            // HTTP/2 has its own idle limit; the head deadline is for HTTP/1.
+        if seen.starts_with(PREFACE) && buf.len() == PREFACE.len() {
             self.phase.done();
+            let mut frames = Frames::new(Instant::now());
+            frames.pass(&seen[PREFACE.len()..], Instant::now()).map_err(io::Error::other)?;
+            self.frames = Some(frames);
+            // A head may have begun in what was read.
+            self.deadline = self.awaited().map(|awaited| (awaited, Box::pin(tokio::time::sleep(self.limits.time))));
             buf.copy_from_slice(PREFACE);
         } else {
             buf.fill(0);

@@ -9,6 +9,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
 use httparse::{ParserConfig, Status};
 
+use super::HeadSize;
+
 /// Header fields that are read at all; more are left to pingora, which answers for them.
 const MOST_FIELDS: usize = 128;
 /// What opens an HTTP/2 connection (RFC 9113, 3.4).
@@ -119,8 +121,8 @@ pub struct Request {
     pub body: u64,
     /// The client asked for the connection to end with this request.
     pub close: bool,
-    /// Bytes of target and fields, as the limit on heads counts them.
-    pub size: usize,
+    /// As the limits on heads count it.
+    pub size: HeadSize,
 }
 
 impl Request {
@@ -169,7 +171,8 @@ pub fn request(buffer: &mut BytesMut) -> Arrived {
     let fields = Fields { raw: Bytes::copy_from_slice(&buffer[..length]), fields };
     let Some((body, close)) = plain_framing(&method, &fields) else { return Arrived::Other };
     // The request line's other words and the last line end are no part of it.
-    let size = length.saturating_sub(method.as_str().len() + " HTTP/1.1\r\n\r\n ".len());
+    let bytes = length.saturating_sub(method.as_str().len() + " HTTP/1.1\r\n\r\n ".len());
+    let size = HeadSize { target: target.len(), fields: fields.fields.len(), bytes };
     buffer.advance(length);
     Arrived::Plain(Box::new(Request { method, target: fields.raw.slice(target), fields, body, close, size }))
 }

@@ -4,22 +4,34 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use nix::errno::Errno;
-use socket2::SockRef;
-use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::{Semaphore, watch};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
+use super::admission::{Admission, Admitted};
+use super::holder;
 use super::worker::Serve;
+use crate::config::{self, ProxyProtocol};
+use crate::proxy::forwarded;
 use crate::proxy::lean::{Lean, SWEEP};
+use crate::proxy::preamble::{self, Named};
 use crate::proxy::stream::PerConnection;
+use crate::state::Live;
 
 /// Connections that wait to be accepted while all workers are busy.
 const BACKLOG: u32 = 4096;
 /// How long the loop rests when the process is out of file descriptors; connections that end free some.
 const REST: Duration = Duration::from_millis(50);
+/// A connection that ends anyway is waited for so long before an idle one is asked to make room.
+const MOMENT: Duration = Duration::from_millis(20);
+/// A client that went without a word is found out after this.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// An address that cannot be listened on, with what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -51,8 +63,9 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    // Connections inherit it: what is written leaves at once.
+    // Connections inherit both: what is written leaves at once, and a client that went without a word is found out.
     socket.set_nodelay(true)?;
+    SockRef::from(&socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE_INTERVAL))?;
     socket.listen(BACKLOG)
 }
 
@@ -63,9 +76,12 @@ fn without_ipv6(error: &io::Error) -> bool {
 
 fn advice(error: &io::Error, address: SocketAddr) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            format!("see who listens there with: ss -ltnp 'sport = :{}', or choose another address with --http", address.port())
-        }
+        io::ErrorKind::AddrInUse => match holder::of(address) {
+            Some(holder) => {
+                format!("it is in use by {} (pid {}): stop that, or choose another address with --http", holder.name, holder.pid)
+            }
+            None => format!("see who listens there with: ss -ltnp 'sport = :{}', or choose another address with --http", address.port()),
+        },
         io::ErrorKind::PermissionDenied => {
             format!("ports below 1024 need a privilege: setcap cap_net_bind_service=+ep on the binary, or a port above {}", 1023)
         }
@@ -80,13 +96,19 @@ pub struct Acceptor {
     pub lean: Arc<Lean>,
     /// Free places for connections.
     pub places: Arc<Semaphore>,
+    /// Notified where somebody waits for a place.
+    pub crowd: Arc<Notify>,
     pub connections: TaskTracker,
+    /// For what a reload may change.
+    pub live: Arc<Live>,
+    pub admission: Arc<Admission>,
+    pub proxy_protocol: ProxyProtocol,
     /// True once the edge is stopping: answers then close their connections.
     pub stopping: watch::Receiver<bool>,
 }
 
 impl Serve for Acceptor {
-    /// Accepts until the edge stops. Past the connection limit new ones wait in the kernel's backlog.
+    /// Accepts until the edge stops. Past the connection limit new ones wait, here and in the kernel's backlog, and idle ones end.
     async fn accept(self, listener: TcpListener) {
         let mut stopping = self.stopping.clone();
         let local = match listener.local_addr() {
@@ -98,9 +120,8 @@ impl Serve for Acceptor {
         };
         loop {
             let next = async {
-                // The semaphore is never closed, so a place always comes.
-                let place = self.places.clone().acquire_owned().await.ok();
-                (place, listener.accept().await)
+                let accepted = listener.accept().await;
+                (self.place().await, accepted)
             };
             let (place, accepted) = tokio::select! {
                 biased;
@@ -109,15 +130,15 @@ impl Serve for Acceptor {
             };
             match accepted {
                 Ok((tcp, peer)) => {
-                    let lean = self.lean.clone();
+                    let connection = self.clone().serve(tcp, PerConnection::accepted(peer, local));
                     self.connections.spawn(async move {
-                        lean.serve(tcp, PerConnection::accepted(peer, local)).await;
+                        connection.await;
                         drop(place);
                     });
                 }
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "accepting connections fails; trying again");
+                    self.say_rarely(|| tracing::warn!(%error, "accepting connections fails; trying again"));
                     tokio::time::sleep(REST).await;
                 }
             }
@@ -132,14 +153,93 @@ impl Serve for Acceptor {
     }
 }
 
+/// A client that may come in.
+struct Welcome {
+    tcp: TcpStream,
+    about: PerConnection,
+    /// What came behind a PROXY header.
+    unread: BytesMut,
+    /// Its place among its address's connections.
+    _admitted: Option<Admitted>,
+}
+
+impl Acceptor {
+    /// A place for one connection; an idle one ends for it where there is none.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        // The semaphore is never closed, so a place always comes.
+        if let Ok(place) = tokio::time::timeout(MOMENT, self.places.clone().acquire_owned()).await {
+            return place.ok();
+        }
+        self.crowd.notify_one();
+        self.places.clone().acquire_owned().await.ok()
+    }
+
+    async fn serve(self, tcp: TcpStream, about: PerConnection) {
+        let state = self.live.load();
+        let Some(welcome) = self.welcome(tcp, about, &state.config.proxy).await else { return };
+        // The connection may outlive many states.
+        drop(state);
+        let Welcome { tcp, about, unread, _admitted } = welcome;
+        self.lean.serve(tcp, about, unread).await;
+    }
+
+    /// The client behind the socket, if it may come in. A socket that is not welcome is closed without a word.
+    async fn welcome(&self, mut tcp: TcpStream, mut about: PerConnection, limits: &config::Proxy) -> Option<Welcome> {
+        let peer = about.connection.peer;
+        let trusted = |address: SocketAddr| forwarded::is_trusted(address.ip().to_canonical(), &limits.trusted_proxies);
+        let mut unread = BytesMut::new();
+        if self.proxy_protocol != ProxyProtocol::Off && trusted(peer) {
+            let preamble =
+                tokio::time::timeout(limits.header_timeout, preamble::read(&mut tcp)).await.unwrap_or_else(|late| Err(late.into()));
+            let gone = |error: io::Error| tracing::debug!(%error, %peer, "the client was gone before it was served");
+            let preamble = preamble.map_err(gone).ok()?;
+            match preamble.named {
+                Named::Client { source, destination } => {
+                    (about.connection.peer, about.connection.local) = (source, destination);
+                }
+                Named::Nothing if self.proxy_protocol == ProxyProtocol::On => {
+                    self.say_rarely(
+                        || tracing::warn!(%peer, "a trusted proxy sent no PROXY header: its connections are closed; check its settings"),
+                    );
+                    return None;
+                }
+                Named::Nothing | Named::Itself => {}
+            }
+            unread = BytesMut::from(&preamble.unread[..]);
+        }
+        let client = about.connection.peer;
+        let admitted = if trusted(client) { None } else { Some(self.admit(client)?) };
+        Some(Welcome { tcp, about, unread, _admitted: admitted })
+    }
+
+    fn admit(&self, client: SocketAddr) -> Option<Admitted> {
+        let admitted = self.admission.admit(client.ip());
+        if admitted.is_none() {
+            self.say_rarely(|| {
+                tracing::warn!(
+                    client = %client.ip(),
+                    refused = self.admission.refused(),
+                    "a client has proxy.max-connections-per-client connections and further ones are closed; \
+                     a load balancer in front belongs into proxy.trusted-proxies"
+                );
+            });
+        }
+        admitted
+    }
+
+    fn say_rarely(&self, say: impl FnOnce()) {
+        if self.admission.is_worth_saying(Instant::now()) {
+            say();
+        }
+    }
+}
+
 fn is_about_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpStream;
-
     use super::*;
 
     /// What `config` calls one address in two places is one to the kernel too.

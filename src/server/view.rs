@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
 use super::Recorder;
+use super::admission::Admission;
 use crate::provider::Health;
 use crate::snapshot::Condition;
 use crate::state::Live;
@@ -22,6 +23,7 @@ pub struct View {
     pub recorder: Arc<Recorder>,
     pub health: Arc<Health>,
     pub connections: TaskTracker,
+    pub admission: Arc<Admission>,
     /// Without an engine, the stack files are all there is to know, and they are always read.
     pub docker: bool,
 }
@@ -49,6 +51,7 @@ impl View {
             access_log_dropped: self.recorder.log.dropped(),
             spans_dropped: self.recorder.spans.as_ref().map(Spans::dropped),
             connections: self.connections.len() as u64,
+            connections_refused: self.admission.refused(),
             upstreams: self.upstreams(),
         }
     }

@@ -37,6 +37,8 @@ pub struct Now {
     pub spans_dropped: Option<u64>,
     /// Client connections that are open.
     pub connections: u64,
+    /// Closed at once because their client had too many.
+    pub connections_refused: u64,
     /// Backends of the present table; one that several routes share may be named repeatedly.
     pub upstreams: Vec<UpstreamNow>,
 }
@@ -243,6 +245,8 @@ fn scraped(now: &Now) -> Registry {
     let connections: Gauge<f64, AtomicU64> = Gauge::default();
     connections.set(now.connections as f64);
     registry.register("skep_connections", "Open client connections", connections);
+    let help = "Connections of clients that had too many, closed at once";
+    registry.register("skep_connections_refused", help, ConstCounter::new(now.connections_refused));
     upstreams(&mut registry, &now.upstreams);
     registry
 }

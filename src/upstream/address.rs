@@ -252,6 +252,7 @@ impl<'a> Maker<'a> {
             address,
             scheme: self.settings.scheme,
             sni: Arc::clone(&self.empty),
+            proxy_protocol: self.settings.proxy_protocol,
             condition: Condition::Healthy,
         }
     }

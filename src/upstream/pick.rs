@@ -149,6 +149,7 @@ pub(super) mod tests {
             address,
             scheme: Scheme::Http,
             sni: Arc::from(""),
+            proxy_protocol: None,
             condition: Condition::Healthy,
         }
     }

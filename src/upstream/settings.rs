@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{Balance, Check, KEYS, RetryOn, Scheme, Settings, Timeouts};
+use super::{Balance, Check, KEYS, ProxyVersion, RetryOn, Scheme, Settings, Timeouts};
 use crate::config::Defaults;
 use crate::diagnostic::{Diagnostic, Place, brief, nearest};
 use crate::label::{self, Effect, RouteSpec, Value};
@@ -33,6 +33,7 @@ pub fn parse(spec: &RouteSpec, defaults: &Defaults) -> (Settings, Vec<Diagnostic
         port: read.key("port", port),
         scheme: read.key("scheme", scheme).unwrap_or_default(),
         address: read.list("address", address),
+        proxy_protocol: read.key("proxy-protocol", proxy_version),
         network: spec.get("network").map(|value| value.text.clone()),
         balance: read.key("balance", balance).unwrap_or_default(),
         sticky: read.key("sticky", cookie),
@@ -125,6 +126,14 @@ fn scheme(value: &Value) -> Result<Scheme, Diagnostic> {
     let names = SCHEMES.iter().map(|(name, _)| *name);
     let found = SCHEMES.iter().find(|(name, _)| *name == text).map(|(_, scheme)| *scheme);
     found.ok_or_else(|| bad("bad-scheme", value, "a scheme", one_of(&text, names)))
+}
+
+fn proxy_version(value: &Value) -> Result<ProxyVersion, Diagnostic> {
+    match value.text.to_ascii_lowercase().as_str() {
+        "v1" | "1" => Ok(ProxyVersion::V1),
+        "v2" | "2" => Ok(ProxyVersion::V2),
+        text => Err(bad("bad-proxy-protocol", value, "a version of the PROXY protocol", one_of(text, ["v1", "v2"].into_iter()))),
+    }
 }
 
 /// `did you mean` where a name is near, else all names.
@@ -269,6 +278,7 @@ mod tests {
             scheme: Scheme::Http,
             address: Vec::new(),
             network: None,
+            proxy_protocol: None,
             balance: Balance::PowerOfTwo,
             sticky: None,
             retries: 2,
@@ -288,6 +298,7 @@ mod tests {
             ("address", "10.0.0.5:80, legacy.lan:81 [fd00::5]:82"),
             ("network", "backend"),
             ("balance", "hash:header:X-User"),
+            ("proxy-protocol", "V2"),
             ("sticky", "lb"),
             ("retries", "0"),
             ("timeout-connect", "500ms"),
@@ -308,6 +319,7 @@ mod tests {
         assert_eq!(settings.address, [("10.0.0.5".into(), 80), ("legacy.lan".into(), 81), ("fd00::5".into(), 82)]);
         assert_eq!(settings.balance, Balance::HashHeader("x-user".into()));
         assert_eq!((settings.network.as_deref(), settings.sticky.as_deref()), (Some("backend"), Some("lb")));
+        assert_eq!(settings.proxy_protocol, Some(ProxyVersion::V2));
         assert_eq!(settings.timeouts.request, Some(Duration::from_secs(7200)));
         assert_eq!(settings.timeouts.response, Duration::from_secs(3600));
         let check = settings.check.expect("health-path is given");

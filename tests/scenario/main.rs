@@ -2,8 +2,11 @@
 
 mod discovery;
 mod edge;
+mod front;
 mod harness;
+mod hostile;
 mod lean;
 mod seen;
+mod siege;
 mod swarm;
 mod tls;
