@@ -87,7 +87,7 @@ pub struct Proxy {
     pub header_timeout: Duration,
     /// Longest silence of a request's body, where the route does not say otherwise by `timeout-idle`.
     pub body_timeout: Duration,
-    /// Longest time that a client may take nothing of its answer.
+    /// Longest time that a client may take nothing of its answer, likewise.
     pub write_timeout: Duration,
     pub max_header_bytes: usize,
     /// Header fields of a request.
@@ -209,7 +209,7 @@ impl Default for Config {
                 keep_alive: Duration::from_secs(60),
                 header_timeout: Duration::from_secs(15),
                 body_timeout: Duration::from_secs(30),
-                write_timeout: Duration::from_secs(30),
+                write_timeout: Duration::from_secs(60),
                 max_header_bytes: 64 * 1024,
                 max_headers: 100,
                 max_uri_bytes: 16 * 1024,

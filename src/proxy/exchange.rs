@@ -185,16 +185,16 @@ impl Exchange {
         self.body_deadline.as_ref().is_some_and(Deadline::fired)
     }
 
-    /// How long the request's body may be silent: as the route says, or else as is usual for all.
-    pub(super) fn body_silence(&self, timeouts: &Timeouts) -> Duration {
-        let config = &self.state.config;
-        if timeouts.idle == config.defaults.timeout_idle { config.proxy.body_timeout } else { timeouts.idle }
+    /// How long a body may be silent: as long as the route says, or else as is `usual` for all.
+    pub(super) fn silence(&self, timeouts: &Timeouts, usual: Duration) -> Duration {
+        if timeouts.idle == self.state.config.defaults.timeout_idle { usual } else { timeouts.idle }
     }
 
     /// pingora has no time limit on the body of an HTTP/2 request.
     pub(super) fn await_body(&mut self, socket: RawFd) {
         let Some((_, timeouts, _)) = self.forward() else { return };
-        self.body_deadline = Deadline::arm(socket, self.body_silence(timeouts));
+        let silence = self.silence(timeouts, self.state.config.proxy.body_timeout);
+        self.body_deadline = Deadline::arm(socket, silence);
     }
 
     /// Starts the limits that pingora's one read timeout cannot hold, on a connection of this request alone.

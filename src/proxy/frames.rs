@@ -11,15 +11,19 @@ const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 const RST_STREAM: u8 = 0x3;
 const SETTINGS: u8 = 0x4;
+const WINDOW_UPDATE: u8 = 0x8;
 const CONTINUATION: u8 = 0x9;
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
 
-/// Frames without content that may come at once, and how many more each second. A gRPC client may ping once per answer,
-/// and a download is acknowledged by WINDOW_UPDATEs: so what carries content, in both directions, allows further ones.
+/// Frames without content that may come at once, and how many more each second. A gRPC client may ping once per answer:
+/// so what carries content, in both directions, allows further ones.
 const EMPTY: (u32, u32) = (2000, 100);
 const EMPTY_PER_FRAME: u32 = 4;
 const BYTES_PER_EMPTY: usize = 64;
+/// WINDOW_UPDATEs likewise. A simple client acknowledges each small piece of an answer twice.
+const UPDATES: (u32, u32) = (10_000, 100);
+const BYTES_PER_UPDATE: usize = 8;
 /// Streams that may be reset at once, and each second, as nghttp2 has it (CVE-2023-44487, "rapid reset").
 const RESETS: (u32, u32) = (1000, 33);
 
@@ -75,14 +79,26 @@ pub struct Frames {
     heads: u32,
     open: bool,
     empty: Bucket,
+    updates: Bucket,
     resets: Bucket,
+    /// Bytes that went to the client and have not been made up for in `empty`.
+    written: usize,
 }
 
 impl Frames {
     /// After the connection preface: SETTINGS are awaited.
     pub fn new(now: Instant) -> Frames {
-        let (empty, resets) = (Bucket::new(EMPTY, now), Bucket::new(RESETS, now));
-        Frames { header: [0; HEADER], seen: 0, left: 0, heads: 0, open: true, empty, resets }
+        Frames {
+            header: [0; HEADER],
+            seen: 0,
+            left: 0,
+            heads: 0,
+            open: true,
+            empty: Bucket::new(EMPTY, now),
+            updates: Bucket::new(UPDATES, now),
+            resets: Bucket::new(RESETS, now),
+            written: 0,
+        }
     }
 
     /// The number of the head that has begun and not ended; a time limit is due on each.
@@ -92,7 +108,11 @@ impl Frames {
 
     /// Bytes went to the client.
     pub fn wrote(&mut self, count: usize) {
-        self.empty.add(u32::try_from(count / BYTES_PER_EMPTY).unwrap_or(u32::MAX));
+        let tokens = |bytes: usize, each: usize| u32::try_from(bytes / each).unwrap_or(u32::MAX);
+        self.updates.add(tokens(count, BYTES_PER_UPDATE));
+        self.written += count;
+        self.empty.add(tokens(self.written, BYTES_PER_EMPTY));
+        self.written %= BYTES_PER_EMPTY;
     }
 
     /// Bytes came from the client.
@@ -135,6 +155,7 @@ impl Frames {
                 true
             }
             RST_STREAM => return self.resets.take(now).then_some(()).ok_or(Flood::Resets),
+            WINDOW_UPDATE => self.updates.take(now),
             _ => self.empty.take(now),
         };
         if fine { Ok(()) } else { Err(Flood::Empty) }
@@ -167,7 +188,6 @@ mod tests {
     }
 
     const PING: u8 = 0x6;
-    const WINDOW_UPDATE: u8 = 0x8;
 
     #[test]
     fn a_head_is_awaited_from_its_first_frame_to_its_last() {
@@ -206,7 +226,7 @@ mod tests {
         let table = [
             (PING, 0, 8, 2000, Some(Flood::Empty)),
             (SETTINGS, 0, 0, 2000, Some(Flood::Empty)),
-            (WINDOW_UPDATE, 0, 4, 2000, Some(Flood::Empty)),
+            (WINDOW_UPDATE, 0, 4, 10_000, Some(Flood::Empty)),
             (DATA, 0, 0, 2000, Some(Flood::Empty)),
             (0x2, 0, 5, 2000, Some(Flood::Empty)),
             (0xEE, 0, 5, 2000, Some(Flood::Empty)),
@@ -228,7 +248,7 @@ mod tests {
             frames.pass(&frame(PING, 0, 8), now).unwrap();
         }
         for _ in 0..100_000 {
-            frames.wrote(16 * 1024);
+            frames.wrote(29);
             frames.pass(&[frame(WINDOW_UPDATE, 0, 4), frame(WINDOW_UPDATE, 0, 4)].concat(), now).unwrap();
         }
         // Answers to pings are no content.

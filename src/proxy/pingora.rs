@@ -77,7 +77,9 @@ impl ProxyHttp for Edge {
                         session.set_read_timeout(Some(idle));
                         session.set_write_timeout(Some(idle));
                     } else {
-                        session.set_read_timeout(Some(ctx.body_silence(timeouts)));
+                        let limits = &ctx.state.config.proxy;
+                        session.set_read_timeout(Some(ctx.silence(timeouts, limits.body_timeout)));
+                        session.set_write_timeout(Some(ctx.silence(timeouts, limits.write_timeout)));
                     }
                 }
                 ctx.route = Some(route);

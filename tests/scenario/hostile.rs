@@ -705,12 +705,12 @@ async fn attacks_end_leave_no_memory_and_hurt_nobody_else() {
     );
     siege!(
         "HTTP/2: windows of nothing",
-        at_once(20, || async move {
+        at_once(10, || async move {
             let mut stream = TcpStream::connect(http).await.map_err(|_| "connect")?;
             let first = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])].concat();
             let gets = (0..100).flat_map(|number| get(number * 2 + 1, if number % 2 == 0 { "/bytes/10000000" } else { "/nothing" }));
             stream.write_all(&first.into_iter().chain(gets).collect::<Vec<u8>>()).await.map_err(|_| "write")?;
-            closed(&mut stream, PATIENCE).await
+            closed(&mut stream, 3 * PATIENCE).await
         })
     );
     assert!(report.is_empty(), "{}\nlog:\n{}", report.join("\n"), edge.said());
