@@ -117,7 +117,7 @@ impl Relay<'_> {
         let gathered = self.request.body <= GATHERED;
         let length = usize::try_from(self.request.body).unwrap_or(usize::MAX);
         if gathered && length > 0 {
-            if let Err(error) = self.client.gather(length, self.ctx.body_silence(&timeouts)).await {
+            if let Err(error) = self.client.gather(length, self.ctx.silence(&timeouts, self.ctx.state.config.proxy.body_timeout)).await {
                 return self.client_failed(error);
             }
             self.bytes_in = self.request.body;
@@ -236,7 +236,8 @@ impl Relay<'_> {
         let timeouts = *timeouts;
         // What was gathered leaves in one go; a longer body has its own pauses first.
         let mut sending = self.request.body > GATHERED;
-        let mut step = Clock::start(if sending { self.ctx.body_silence(&timeouts) } else { timeouts.response });
+        let mut step =
+            Clock::start(if sending { self.ctx.silence(&timeouts, self.ctx.state.config.proxy.body_timeout) } else { timeouts.response });
         loop {
             let Some(wait) = step.left(self.ctx.began, timeouts.request) else { return Err(Failed::Late) };
             match timeout(wait, self.head_or_sent(attempt, sending)).await {
@@ -379,7 +380,7 @@ impl Relay<'_> {
     async fn copy(&mut self, attempt: &mut Attempt, down: &mut Pump) -> Result<(), Failed> {
         let Some((_, timeouts, _)) = self.ctx.forward() else { return Err(Failed::Late) };
         let timeouts = *timeouts;
-        let stalled = self.ctx.state.config.proxy.write_timeout;
+        let stalled = self.ctx.silence(&timeouts, self.ctx.state.config.proxy.write_timeout);
         let mut step = Clock::start(timeouts.idle);
         loop {
             // Either the upstream has the next word, or the client has not taken what there is.
