@@ -73,6 +73,8 @@ pub struct Proxy {
     pub header_timeout: Duration,
     pub max_header_bytes: usize,
     pub max_connections: usize,
+    /// Labels of Docker services may name files below this directory as error pages; `None`: none.
+    pub error_pages: Option<PathBuf>,
 }
 
 /// What routes get when their labels do not say.
@@ -83,6 +85,8 @@ pub struct Defaults {
     pub timeout_idle: Duration,
     pub timeout_request: Option<Duration>,
     pub retries: u32,
+    /// Bytes of a request's body; `None`: no limit.
+    pub max_body: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +144,7 @@ impl Default for Config {
                 header_timeout: Duration::from_secs(15),
                 max_header_bytes: 64 * 1024,
                 max_connections: 20_000,
+                error_pages: None,
             },
             defaults: Defaults {
                 timeout_connect: Duration::from_secs(2),
@@ -147,6 +152,7 @@ impl Default for Config {
                 timeout_idle: Duration::from_secs(60),
                 timeout_request: None,
                 retries: 2,
+                max_body: None,
             },
             access_log: AccessLog { format: AccessLogFormat::Json, path: None },
             log: Log { filter: "info".to_owned() },

@@ -2,14 +2,21 @@
 //! The shell in `proxy/pingora.rs` calls these functions at pingora's phases and makes no choice of its own.
 
 pub mod answer;
+mod compress;
 mod deadline;
 mod exchange;
+mod fetch;
 pub mod forwarded;
 mod head;
+pub mod limit;
+mod mirror;
+mod page;
 mod peer;
 pub mod pingora;
+mod rate;
 mod reply;
 pub mod stream;
+mod transform;
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -27,6 +27,7 @@ use crate::diagnostic::{Diagnostic, render};
 use crate::provider::Health;
 use crate::provider::files::Stack;
 use crate::proxy::Observer;
+use crate::proxy::limit::Limits;
 use crate::proxy::pingora::Edge;
 use crate::state::Live;
 use crate::telemetry::Record;
@@ -87,13 +88,19 @@ impl Observer for Recorder {
 }
 
 /// The proxy application on our own runtime: no pingora `Server`, so signals, sockets and the order of a stop are ours.
-fn application(live: Arc<Live>, ledger: Arc<Ledger>, recorder: Arc<Recorder>, config: &Config) -> HttpProxy<Edge> {
+fn application(
+    live: Arc<Live>,
+    ledger: Arc<Ledger>,
+    recorder: Arc<Recorder>,
+    limits: Arc<Limits>,
+    config: &Config,
+) -> HttpProxy<Edge> {
     let conf = ServerConf {
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         upstream_keepalive_pool_size: UPSTREAM_POOL,
         ..ServerConf::default()
     };
-    let mut proxy = http_proxy(&Arc::new(conf), Edge::new(live, ledger, recorder));
+    let mut proxy = http_proxy(&Arc::new(conf), Edge::new(live, ledger, recorder, limits));
     let mut options = HttpServerOptions::default();
     options.h2c = config.proxy.h2c;
     options.h2_idle_timeout = Some(config.proxy.keep_alive);
@@ -152,7 +159,8 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let (config_sender, config_receiver) = watch::channel(config.clone());
     let sources = Sources::start(&config, stacks(files, demo), health.clone(), &ended, &mut tasks).await;
     let publisher = Publisher::new(config_receiver, sources, recorder.metrics.clone());
-    let proxy = Arc::new(application(publisher.live.clone(), publisher.ledger.clone(), recorder.clone(), &config));
+    let limits = publisher.limits.clone();
+    let proxy = Arc::new(application(publisher.live.clone(), publisher.ledger.clone(), recorder.clone(), limits.clone(), &config));
     let (stop, stopping) = watch::channel(false);
     let connections = TaskTracker::new();
     let acceptor = Acceptor {
@@ -169,6 +177,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
         let view = View {
             live: publisher.live.clone(),
             ledger: publisher.ledger.clone(),
+            limits: limits.clone(),
             recorder: recorder.clone(),
             health,
             connections: connections.clone(),
@@ -176,6 +185,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
         };
         tasks.spawn(admin::serve(listener, Arc::new(view.admin()), stopping));
     }
+    tasks.spawn(limits.tend());
     tasks.spawn(publisher.follow());
     for listener in listeners {
         tasks.spawn(acceptor.clone().accept(listener));

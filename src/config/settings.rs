@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::given::Given;
 use super::{AccessLogFormat, Config};
 use crate::diagnostic::{Diagnostic, brief, nearest};
-use crate::label::{SismicsAuth, Value, duration as label_duration};
+use crate::label::{SismicsAuth, Value, bytes as label_bytes, duration as label_duration};
 
 type Read<T> = Result<T, Diagnostic>;
 
@@ -69,11 +69,13 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("proxy.header-timeout", |c, g| put(&mut c.proxy.header_timeout, duration(g, ms(100)..=HOUR))),
     Setting::new("proxy.max-header-bytes", |c, g| put(&mut c.proxy.max_header_bytes, number(g, 1024..=1024 * 1024))),
     Setting::new("proxy.max-connections", |c, g| put(&mut c.proxy.max_connections, number(g, 1..=1_000_000))),
+    Setting::new("proxy.error-pages", |c, g| put(&mut c.proxy.error_pages, optional_path(g))),
     Setting::new("defaults.timeout-connect", |c, g| put(&mut c.defaults.timeout_connect, duration(g, ms(10)..=HOUR))),
     Setting::new("defaults.timeout-response", |c, g| put(&mut c.defaults.timeout_response, duration(g, ms(10)..=DAY))),
     Setting::new("defaults.timeout-idle", |c, g| put(&mut c.defaults.timeout_idle, duration(g, ms(10)..=DAY))),
     Setting::new("defaults.timeout-request", |c, g| put(&mut c.defaults.timeout_request, optional_duration(g))),
     Setting::new("defaults.retries", |c, g| put(&mut c.defaults.retries, number(g, 0..=10).map(|count| count as u32))),
+    Setting::new("defaults.max-body", |c, g| put(&mut c.defaults.max_body, optional_size(g))),
     Setting::new("access-log.format", |c, g| put(&mut c.access_log.format, word(g, FORMATS))),
     Setting::new("access-log.path", |c, g| put(&mut c.access_log.path, optional_path(g))),
     Setting::new("log.filter", |c, g| put(&mut c.log.filter, text(g, "info"))),
@@ -205,6 +207,17 @@ fn optional_duration(given: &Given) -> Read<Option<Duration>> {
         return Ok(None);
     }
     duration(given, ms(10)..=DAY).map(Some)
+}
+
+fn optional_size(given: &Given) -> Read<Option<u64>> {
+    if is_off(given) {
+        return Ok(None);
+    }
+    let text = text(given, "100MB")?;
+    match Value::new("setting", &text).and_then(|value| label_bytes(&value).ok()).filter(|size| *size > 0) {
+        Some(size) => Ok(Some(size)),
+        None => Err(Diagnostic::error("bad-size", format!("`{}` is not a size", brief(&text))).help("write \"100MB\", \"512KiB\" or \"off\"")),
+    }
 }
 
 fn word<T: Copy>(given: &Given, words: &[(&str, T)]) -> Read<T> {

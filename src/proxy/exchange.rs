@@ -13,6 +13,7 @@ use super::answer::Answer;
 use super::deadline::Deadline;
 use super::forwarded::Origin;
 use super::stream::PerConnection;
+use super::transform::Transform;
 use crate::state::{Action, Route, State};
 use crate::telemetry::Record;
 use crate::upstream::{Backend, InFlight, Pool, Timeouts};
@@ -41,6 +42,8 @@ pub struct Exchange {
     pub(super) head_deadline: Option<Deadline>,
     /// Runs until the request is over.
     pub(super) request_deadline: Option<Deadline>,
+    /// What the route's limits and transformations keep of the request.
+    pub(super) transform: Transform,
 }
 
 impl Exchange {
@@ -67,6 +70,7 @@ impl Exchange {
             failure: None,
             head_deadline: None,
             request_deadline: None,
+            transform: Transform::default(),
         }
     }
 
