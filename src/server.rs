@@ -88,13 +88,7 @@ impl Observer for Recorder {
 }
 
 /// The proxy application on our own runtime: no pingora `Server`, so signals, sockets and the order of a stop are ours.
-fn application(
-    live: Arc<Live>,
-    ledger: Arc<Ledger>,
-    recorder: Arc<Recorder>,
-    limits: Arc<Limits>,
-    config: &Config,
-) -> HttpProxy<Edge> {
+fn application(live: Arc<Live>, ledger: Arc<Ledger>, recorder: Arc<Recorder>, limits: Arc<Limits>, config: &Config) -> HttpProxy<Edge> {
     let conf = ServerConf {
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         upstream_keepalive_pool_size: UPSTREAM_POOL,

@@ -86,7 +86,12 @@ pub const KEYS: &[Key] = &[
         "none",
         "What people see in place of errors: a file, or the service's `/{status}.html`; answers of APIs stay as they are.",
     ),
-    Key::route("mirror", "a service's name, perhaps a share like `10%`", "none", "That service gets a copy of each request; its answers are dropped."),
+    Key::route(
+        "mirror",
+        "a service's name, perhaps a share like `10%`",
+        "none",
+        "That service gets a copy of each request; its answers are dropped.",
+    ),
 ];
 
 /// Set or remove one header.

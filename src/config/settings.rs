@@ -216,7 +216,9 @@ fn optional_size(given: &Given) -> Read<Option<u64>> {
     let text = text(given, "100MB")?;
     match Value::new("setting", &text).and_then(|value| label_bytes(&value).ok()).filter(|size| *size > 0) {
         Some(size) => Ok(Some(size)),
-        None => Err(Diagnostic::error("bad-size", format!("`{}` is not a size", brief(&text))).help("write \"100MB\", \"512KiB\" or \"off\"")),
+        None => {
+            Err(Diagnostic::error("bad-size", format!("`{}` is not a size", brief(&text))).help("write \"100MB\", \"512KiB\" or \"off\""))
+        }
     }
 }
 

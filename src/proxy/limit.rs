@@ -318,8 +318,8 @@ fn seconds(wait: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::traffic::circuit::Standing;
     use crate::snapshot::{Origin, Service, Snapshot};
+    use crate::traffic::circuit::Standing;
 
     fn state(labels: &[(&str, &str)]) -> State {
         let labels = labels.iter().chain(&[("skep.host", "a.de"), ("skep.address", "127.0.0.1:1")]);
@@ -359,9 +359,9 @@ mod tests {
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut waiting = Vec::new();
         for number in 0..2 {
-            let (limits, route, order) = (limits.clone(), route(&state), order.clone());
+            let (asked, route, order) = (limits.clone(), route(&state), order.clone());
             waiting.push(tokio::spawn(async move {
-                let pass = limits.admit(&route, CLIENT, &HeaderMap::new()).await;
+                let pass = asked.admit(&route, CLIENT, &HeaderMap::new()).await;
                 order.lock().expect("nobody panicked").push(number);
                 drop(pass);
             }));

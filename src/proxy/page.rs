@@ -132,10 +132,8 @@ mod tests {
         std::fs::write(inside.path().join("long.html"), vec![b'x'; LARGEST + 1]).unwrap();
         std::fs::write(outside.path().join("secret"), "secret").unwrap();
         std::os::unix::fs::symlink(outside.path().join("secret"), inside.path().join("link.html")).unwrap();
-        let file = |name: &str, bound: bool| Pages::File {
-            path: inside.path().join(name),
-            within: bound.then(|| inside.path().to_owned()),
-        };
+        let file =
+            |name: &str, bound: bool| Pages::File { path: inside.path().join(name), within: bound.then(|| inside.path().to_owned()) };
         for (source, status, wanted) in [
             (file("{status}.html", true), 503, Some("busy")),
             (file("{status}.html", true), 500, None),

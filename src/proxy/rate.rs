@@ -98,7 +98,9 @@ impl<C: Clock + Clone> RateLimit<C> {
         match &self.by {
             By::Route => 0,
             By::Ip => self.address(client),
-            By::Header(name) => headers.get(name).map_or_else(|| self.address(client), |value| self.hash.hash_one((b'h', value.as_bytes()))),
+            By::Header(name) => {
+                headers.get(name).map_or_else(|| self.address(client), |value| self.hash.hash_one((b'h', value.as_bytes())))
+            }
         }
     }
 

@@ -61,7 +61,14 @@ const OF_THE_BODY: [HeaderName; 12] = [
 
 impl Transform {
     /// The request goes to an upstream, perhaps not for the first time: its body comes from its beginning.
-    pub(super) fn request_begins(&mut self, route: &Route, request: &RequestHeader, bodiless: bool, fetch: &Arc<Fetch>, ledger: &Arc<Ledger>) {
+    pub(super) fn request_begins(
+        &mut self,
+        route: &Route,
+        request: &RequestHeader,
+        bodiless: bool,
+        fetch: &Arc<Fetch>,
+        ledger: &Arc<Ledger>,
+    ) {
         self.received = 0;
         self.copy = None;
         let Some(held) = self.pass.held().filter(|_| !self.copied) else { return };
@@ -128,7 +135,6 @@ impl Transform {
         self.body = Body::Replaced((!is_head).then_some(page.body));
         Ok(())
     }
-
 
     /// The head is as the client shall see it, but for the coding of its body.
     pub(super) fn response_begins(&mut self, session: &Session, response: &mut ResponseHeader, route: &Route) -> Result<()> {

@@ -249,6 +249,7 @@ mod tests {
             metrics: Arc::new(Metrics::new()),
             now: Box::new(move || Now { snapshot_age, ..Now::default() }),
             ledger: Box::new(|| serde_json::json!({ "backends": 0 })),
+            limits: Box::new(|| vec![LimitNow { route: "shop".into(), ..LimitNow::default() }]),
         })
     }
 

@@ -35,7 +35,9 @@ pub(super) fn register(registry: &mut Registry, limits: &[LimitNow]) {
     ];
     for (name, help, read) in counters {
         let family = Family::<ByRoute, Counter>::default();
-        limits.iter().for_each(|now| drop(family.get_or_create(&by_route(now)).inc_by(read(now))));
+        for now in limits {
+            family.get_or_create(&by_route(now)).inc_by(read(now));
+        }
         registry.register(name, help, family);
     }
     let queued = Family::<ByRoute, Gauge>::default();

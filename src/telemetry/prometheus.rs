@@ -467,7 +467,8 @@ mod tests {
     fn the_text_is_valid() {
         let metrics = Metrics::new();
         metrics.record(&record(Some("a\"b\\c\nd"), "GET", 200));
-        let limits = vec![LimitNow { route: "shop".into(), rate_limited: 3, circuit: Some(Standing::Open), mirrored: 2, ..LimitNow::default() }];
+        let limits =
+            vec![LimitNow { route: "shop".into(), rate_limited: 3, circuit: Some(Standing::Open), mirrored: 2, ..LimitNow::default() }];
         let text = metrics.encode(&Now { upstreams: vec![upstream("shop.1", true, 2)], limits, ..now() });
         has(&text, r#"skep_rate_limited_total{route="shop"} 3"#);
         has(&text, r#"skep_circuit_open{route="shop"} 1"#);

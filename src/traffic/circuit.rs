@@ -35,7 +35,8 @@ impl std::fmt::Display for Breaker {
 
 /// `on`, `off`, `50%`, `50% of 20 in 10s for 15s`.
 pub(super) fn read(value: &Value) -> Result<Option<Breaker>, Diagnostic> {
-    let example = "write `on`, or it whole, like `50% of 20 in 10s for 15s`: it opens for 15 s when half of at least 20 answers in 10 s failed";
+    let example =
+        "write `on`, or it whole, like `50% of 20 in 10s for 15s`: it opens for 15 s when half of at least 20 answers in 10 s failed";
     let bad = |at: &Value, message: String| Diagnostic::error("bad-circuit", message).at(at.place()).help(example);
     if let Ok(on) = boolean(value) {
         return Ok(on.then(Breaker::default));
@@ -46,7 +47,9 @@ pub(super) fn read(value: &Value) -> Result<Option<Breaker>, Diagnostic> {
     let Some(percent) = percent else { return Err(bad(first, format!("`{}` is not a share of 1% to 100%", brief(&first.text)))) };
     let mut breaker = Breaker { percent, ..Breaker::default() };
     for pair in rest.chunks(2) {
-        let Some(second) = pair.get(1) else { return Err(bad(&pair[0], format!("something is missing behind `{}`", brief(&pair[0].text)))) };
+        let Some(second) = pair.get(1) else {
+            return Err(bad(&pair[0], format!("something is missing behind `{}`", brief(&pair[0].text))));
+        };
         let time = || match duration(second)? {
             time if time <= LONGEST => Ok(time),
             _ => Err(bad(second, "an hour is the longest".to_owned())),

@@ -91,7 +91,8 @@ pub fn plan(method: &Method, version: Version, request: &HeaderMap, status: Stat
     plan.edits.push((header::CONTENT_ENCODING, Some(HeaderValue::from_static(encoding.name()))));
     plan.edits.extend(weak(response));
     // The upstream counts ranges, lengths and digests in bytes that this client never sees.
-    let counted = [header::CONTENT_LENGTH, header::ACCEPT_RANGES, HeaderName::from_static("content-md5"), HeaderName::from_static("digest")];
+    let counted =
+        [header::CONTENT_LENGTH, header::ACCEPT_RANGES, HeaderName::from_static("content-md5"), HeaderName::from_static("digest")];
     plan.edits.extend(counted.into_iter().filter(|name| response.contains_key(name)).map(|name| (name, None)));
     Some(plan)
 }
@@ -287,7 +288,8 @@ mod tests {
     #[test]
     fn a_revalidation_has_the_tag_of_what_was_kept() {
         let response = headers(&[("etag", "\"a\"")]);
-        let asked = |accept| plan(&Method::GET, Version::HTTP_11, &headers(&[("accept-encoding", accept)]), StatusCode::NOT_MODIFIED, &response);
+        let asked =
+            |accept| plan(&Method::GET, Version::HTTP_11, &headers(&[("accept-encoding", accept)]), StatusCode::NOT_MODIFIED, &response);
         assert_eq!(edit(&asked("gzip").unwrap(), "etag"), Some(Some("W/\"a\"")));
         assert_eq!(edit(&asked("identity").unwrap(), "etag"), None);
         assert_eq!(edit(&asked("identity").unwrap(), "vary"), Some(Some("Accept-Encoding")));
@@ -308,7 +310,8 @@ mod tests {
             if let Some(chosen) = accepted(&request) {
                 let named = accept.to_ascii_lowercase();
                 prop_assert!(named.contains(chosen.name()) || named.contains('*'));
-                prop_assert!(!named.split(',').next().is_some_and(|first| first.trim() == format!("{};q=0", chosen.name())));
+                let refused = format!("{};q=0", chosen.name());
+                prop_assert_ne!(named.split(',').next().unwrap_or_default().trim(), refused);
             }
         }
     }

@@ -3,5 +3,6 @@
 mod discovery;
 mod edge;
 mod harness;
+mod limits;
 mod swarm;
 mod tls;
