@@ -90,3 +90,26 @@ fn brief_list(matches: &[String]) -> String {
     }
     shown.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::snapshot::{Origin, Service, Snapshot};
+    use crate::state::State;
+
+    #[test]
+    fn limits_have_a_column_and_an_open_circuit_says_so() {
+        let labels = [("skep.host", "a.de"), ("skep.address", "10.0.0.1:80"), ("skep.circuit", "on"), ("skep.max-body", "1MB")];
+        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let service = Service { name: "shop".to_owned(), origin: Origin::File, labels, ..Service::default() };
+        let state = State::build(Arc::default(), Arc::new(Snapshot { services: vec![service], ..Snapshot::default() }));
+        let said = |standing| {
+            let now = LimitNow { route: "shop".into(), circuit: standing, ..LimitNow::default() };
+            text(&state.list(), &[now], &[])
+        };
+        assert!(said(Some(Standing::Open)).contains("max-body 1000000, circuit 50% of 20 in 10s for 15s: OPEN"), "{}", said(None));
+        assert!(!said(Some(Standing::Closed)).contains("CLOSED") && said(None).contains("LIMITS"));
+    }
+}

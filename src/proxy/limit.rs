@@ -345,7 +345,7 @@ mod tests {
     #[tokio::test]
     async fn a_place_is_held_until_the_pass_is_dropped() {
         let (limits, state) = (Limits::default(), state(&[("skep.max-inflight", "1 queue 0")]));
-        let pass = ask(&limits, &state).await.ok().expect("a place is free");
+        let pass = ask(&limits, &state).await.expect("a place is free");
         assert_eq!(ask(&limits, &state).await.err(), Some(Answer::Busy(1)));
         assert_eq!((limits.now()[0].in_flight, limits.now()[0].rejected), (1, 1));
         drop(pass);
@@ -355,7 +355,7 @@ mod tests {
     #[tokio::test]
     async fn who_waits_is_served_in_turn_and_not_for_ever() {
         let (limits, state) = (Arc::new(Limits::default()), state(&[("skep.max-inflight", "1 queue 2 wait 300ms")]));
-        let first = ask(&limits, &state).await.ok().expect("a place is free");
+        let first = ask(&limits, &state).await.expect("a place is free");
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut waiting = Vec::new();
         for number in 0..2 {
@@ -387,7 +387,7 @@ mod tests {
         let circuit = ("skep.circuit", "100% of 1 in 1m for 1m");
         let before = state(&[rate, circuit]);
         limits.keep(&before);
-        let mut pass = ask(&limits, &before).await.ok().expect("the first one passes");
+        let mut pass = ask(&limits, &before).await.expect("the first one passes");
         pass.answered(true);
         drop(pass);
         assert_eq!(limits.now()[0].circuit, Some(Standing::Open));
@@ -403,14 +403,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn places_that_are_taken_stay_taken_across_a_swap() {
+        let limits = Limits::default();
+        let inflight = ("skep.max-inflight", "1 queue 0");
+        let (before, after) = (state(&[inflight]), state(&[inflight, ("skep.compress", "on")]));
+        limits.keep(&before);
+        let pass = ask(&limits, &before).await.expect("a place is free");
+        limits.keep(&after);
+        assert_eq!(ask(&limits, &after).await.err(), Some(Answer::Busy(1)));
+        drop(pass);
+        assert!(ask(&limits, &after).await.is_ok());
+    }
+
+    #[tokio::test]
     async fn a_lost_trial_is_given_back() {
         let (limits, state) = (Limits::default(), state(&[("skep.circuit", "100% of 1 in 1m for 1ms")]));
-        ask(&limits, &state).await.ok().expect("it is closed").answered(true);
+        ask(&limits, &state).await.expect("it is closed").answered(true);
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let trial = ask(&limits, &state).await.ok().expect("one is tried");
+        let trial = ask(&limits, &state).await.expect("one is tried");
         assert!(ask(&limits, &state).await.is_err());
         drop(trial);
-        ask(&limits, &state).await.ok().expect("another is tried").answered(false);
+        ask(&limits, &state).await.expect("another is tried").answered(false);
         assert_eq!(limits.now()[0].circuit, Some(Standing::Closed));
     }
 
@@ -422,7 +435,7 @@ mod tests {
             let answer = limits.admit(&route(&state), CLIENT, &headers).await.err();
             assert_eq!(answer, (!fine).then_some(Answer::TooLarge), "{length}");
         }
-        let pass = ask(&limits, &state).await.ok().expect("nothing is declared");
+        let pass = ask(&limits, &state).await.expect("nothing is declared");
         assert!(pass.check_body(10).is_ok() && pass.check_body(11).is_err());
     }
 }

@@ -334,7 +334,7 @@ async fn answers_are_compressed_as_the_client_accepts_them() {
     assert_eq!(headers["etag"], "W/\"v1\"");
     for path in ["/image", "/short", "/part", "/coded", "/fixed"] {
         let (_, headers, _) = fetch(edge.http, "GET", path, "gzip").await;
-        assert_eq!(headers.contains_key("vary"), false, "{path}");
+        assert!(!headers.contains_key("vary"), "{path}");
         assert_eq!(headers.contains_key("content-encoding"), path == "/coded", "{path}");
         assert!(headers.contains_key("content-length"), "{path}");
     }
