@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, EXPECT, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Method, Request, Uri};
 use http_body_util::Full;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::fetch::Fetch;
 use super::limit::{Counters, Held, count};
@@ -20,9 +20,10 @@ pub const X_SKEP_MIRROR: HeaderName = HeaderName::from_static("x-skep-mirror");
 
 /// Longer bodies are not copied.
 pub(super) const LARGEST: usize = 64 * 1024;
-/// Copies of one route that are being answered at a time, and those that wait.
+/// Copies of one route that are held in memory, from the first byte of a body to the answer's end: 16 MB at most.
+const HELD: usize = 256;
+/// Of those, so many are with the service at a time.
 const AT_ONCE: usize = 32;
-const WAITING: usize = 128;
 /// For one copy, from its turn until its answer's end.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A longer answer ends with its connection.
@@ -30,14 +31,13 @@ const ANSWER: usize = 1 << 20;
 
 /// The way of one route's copies.
 pub struct Lane {
-    /// All copies that are held in memory.
     places: Arc<Semaphore>,
     turns: Arc<Semaphore>,
 }
 
 impl Default for Lane {
     fn default() -> Self {
-        Lane { places: Arc::new(Semaphore::new(AT_ONCE + WAITING)), turns: Arc::new(Semaphore::new(AT_ONCE)) }
+        Lane { places: Arc::new(Semaphore::new(HELD)), turns: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 }
 
@@ -49,10 +49,12 @@ pub struct Copy {
     body: BytesMut,
     pool: Arc<Pool>,
     held: Arc<Held>,
+    place: OwnedSemaphorePermit,
 }
 
 impl Copy {
     /// Begins a copy of the request as its upstream sees it, if the route has a mirror and this `seed` is among its share.
+    /// None, and counted, where the body is too long or too many copies are under way.
     pub fn begin(route: &Route, held: &Arc<Held>, (method, uri, headers): (&Method, &Uri, &HeaderMap), seed: u64) -> Option<Copy> {
         let (mirror, pool) = (route.traffic.limits.mirror.as_ref()?, route.aside.mirror.as_ref()?);
         if !mirror.takes(seed) || headers.contains_key(X_SKEP_MIRROR) || headers.contains_key(UPGRADE) {
@@ -63,6 +65,10 @@ impl Copy {
             count(&held.counters.mirror_too_large, 1);
             return None;
         }
+        let Ok(place) = held.lane.places.clone().try_acquire_owned() else {
+            count(&held.counters.mirror_dropped, 1);
+            return None;
+        };
         let mut headers = headers.clone();
         // The copy has one connection and one whole body; how the original came is not its concern.
         for name in super::hop_by_hop(&headers) {
@@ -72,7 +78,8 @@ impl Copy {
             headers.remove(name);
         }
         headers.insert(X_SKEP_MIRROR, HeaderValue::from_static("1"));
-        Some(Copy { method: method.clone(), uri: uri.clone(), headers, body: BytesMut::new(), pool: pool.clone(), held: held.clone() })
+        let (method, uri, body) = (method.clone(), uri.clone(), BytesMut::new());
+        Some(Copy { method, uri, headers, body, pool: pool.clone(), held: held.clone(), place })
     }
 
     /// Takes a piece of the body; `None`: it got too long for a copy.
@@ -85,11 +92,10 @@ impl Copy {
         Some(self)
     }
 
-    /// Sends the copy off, or drops it where too many are under way. Returns at once.
+    /// Sends the copy off, in a task of its own.
     pub fn send(self, fetch: Arc<Fetch>, ledger: Arc<Ledger>, seed: u64) {
-        let Copy { method, uri, headers, body, pool, held } = self;
+        let Copy { method, uri, headers, body, pool, held, place } = self;
         let counters: Arc<Counters> = held.counters.clone();
-        let Ok(place) = held.lane.places.clone().try_acquire_owned() else { return count(&counters.mirror_dropped, 1) };
         let turns = held.lane.turns.clone();
         let mut request = Request::new(Full::new(body.freeze()));
         (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (method, uri, headers);

@@ -278,10 +278,9 @@ const TEXT: &str = "All the king's horses and all the king's men couldn't put Hu
 /// An upstream with pages worth compressing.
 async fn texts() -> SocketAddr {
     let kind = |kind: &'static str, body: Body| ([("content-type", kind), ("etag", "\"v1\"")], body).into_response();
-    let streamed = || Body::from_stream(futures_util::stream::iter((0..100).map(|_| Ok::<_, std::io::Error>(TEXT.repeat(4)))));
     let router = Router::new()
         .route("/page", get(move || async move { kind("text/html", TEXT.repeat(400).into()) }))
-        .route("/streamed", get(move || async move { kind("text/css", streamed()) }))
+        .route("/streamed", get(move || async move { kind("text/css", big_text()) }))
         .route("/image", get(move || async move { kind("image/png", TEXT.repeat(400).into()) }))
         .route("/short", get(move || async move { kind("text/html", "short".into()) }))
         .route("/part", get(move || async move { (StatusCode::PARTIAL_CONTENT, kind("text/html", TEXT.repeat(400).into())) }))
@@ -473,11 +472,12 @@ async fn a_mirror_that_is_slow_or_away_does_not_hurt_the_service() {
     }));
     let edge = Edge::with(&mirrored(upstream.address, serve(slow).await, "copy")).await;
     let began = Instant::now();
-    for _ in 0..200 {
+    for _ in 0..300 {
         assert_eq!(edge.get("/").await.status, 200);
     }
     assert!(began.elapsed() < Duration::from_secs(30));
-    assert_eq!(edge.metric("skep_mirrored_total{route=\"web\",result=\"dropped\"}").await, 40.0, "160 copies are waited for at most");
+    let dropped = edge.metric("skep_mirrored_total{route=\"web\",result=\"dropped\"}").await;
+    assert!((1.0..=44.0).contains(&dropped), "256 copies are held at most: {dropped}");
 
     let edge = Edge::with(&mirrored(upstream.address, "127.0.0.1:1".parse().unwrap(), "copy")).await;
     assert_eq!(edge.get("/").await.status, 200);
@@ -495,8 +495,14 @@ async fn failing() -> SocketAddr {
         .route("/missing", any(|| async { answer(404, "text/html", "the service's own page") }))
         .route("/empty", any(|| async { StatusCode::SERVICE_UNAVAILABLE }))
         .route("/long", any(|| async { (StatusCode::BAD_GATEWAY, [("content-type", "text/html")], Body::from("x".repeat(1_000_000))) }))
+        .route("/chunked", any(|| async { (StatusCode::INTERNAL_SERVER_ERROR, [("content-type", "text/html")], big_text()) }))
         .route("/fine", any(|| async { answer(200, "text/html", "fine") }));
     serve(router).await
+}
+
+/// Without a length.
+fn big_text() -> Body {
+    Body::from_stream(futures_util::stream::iter((0..100).map(|_| Ok::<_, std::io::Error>(TEXT.repeat(4)))))
 }
 
 async fn pages() -> SocketAddr {
@@ -521,6 +527,7 @@ async fn people_see_the_error_page_of_a_service_and_programs_the_error() {
     .await;
     for (path, status, body) in [
         ("/html", 500, "page of 500"),
+        ("/chunked", 500, "page of 500"),
         ("/empty", 503, "page of 503"),
         ("/long", 502, "page of 502"),
         ("/json", 500, "{}"),
@@ -535,6 +542,16 @@ async fn people_see_the_error_page_of_a_service_and_programs_the_error() {
     }
     let head = send(edge.http, request("HEAD", "web.test", "/html", &[])).await;
     assert_eq!((head.status, head.header("content-length"), head.body.as_str()), (500, "11", ""));
+
+    // The page takes the body's place, so the connection goes on.
+    let stream = TcpStream::connect(edge.http).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    for (path, body) in [("/html", "page of 500"), ("/chunked", "page of 500"), ("/fine", "fine")] {
+        sender.ready().await.unwrap();
+        let answer = sender.send_request(request("GET", "web.test", path, &[])).await.unwrap();
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), body);
+    }
 
     let own = async |accept: &str| send(edge.http, request("GET", "away.test", "/", &[("accept", accept)])).await;
     let page = own("text/html").await;
