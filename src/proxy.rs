@@ -13,6 +13,7 @@ mod mirror;
 mod page;
 mod peer;
 pub mod pingora;
+mod places;
 mod rate;
 mod reply;
 pub mod stream;

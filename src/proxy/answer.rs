@@ -127,17 +127,13 @@ pub struct Rendered {
     pub body: String,
 }
 
-/// What every answer of ours has.
-pub fn bare_headers(request_id: &str) -> Vec<(HeaderName, HeaderValue)> {
-    let mut headers = vec![(CACHE_CONTROL, HeaderValue::from_static("no-store"))];
-    headers.extend(HeaderValue::from_str(request_id).ok().map(|id| (X_REQUEST_ID, id)));
-    headers
-}
-
 /// Writes `answer` in the form that the request's headers ask for.
 pub fn render(answer: &Answer, method: &Method, request: &HeaderMap, request_id: &str) -> Rendered {
     let form = form(request);
-    let mut headers = bare_headers(request_id);
+    let mut headers = vec![(CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        headers.push((X_REQUEST_ID, id));
+    }
     if let Some(seconds) = answer.retry_after() {
         headers.push((RETRY_AFTER, HeaderValue::from(seconds)));
     }

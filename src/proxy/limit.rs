@@ -7,22 +7,23 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::answer::Answer;
 use super::mirror::Lane;
 use super::page::Shelf;
+use super::places::Places;
 use super::rate::RateLimit;
 use crate::state::{Route, State};
 use crate::traffic::circuit::{Circuit, Passage};
-use crate::traffic::{self, Inflight, LimitNow};
+use crate::traffic::{self, LimitNow};
 
 /// How often callers that nobody hears of any more are forgotten.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -211,7 +212,7 @@ impl Held {
             route: route.clone(),
             rate_limited: read(rate_limited),
             in_flight: self.places.as_ref().map_or(0, |places| places.taken()),
-            queued: self.places.as_ref().map_or(0, |places| places.waiting.load(Ordering::Relaxed)),
+            queued: self.places.as_ref().map_or(0, |places| places.waiting()),
             rejected: read(rejected),
             body_too_large: read(body_too_large),
             circuit: self.circuit.as_ref().map(|circuit| lock(circuit).standing(now)),
@@ -259,49 +260,6 @@ impl Drop for Pass {
         if let Some((circuit, true)) = self.circuit.take() {
             lock(&circuit).give_up();
         }
-    }
-}
-
-/// The places of one route, and those who wait for one, first come first served.
-struct Places {
-    setting: Inflight,
-    places: Arc<Semaphore>,
-    waiting: AtomicU32,
-}
-
-impl Places {
-    fn new(setting: Inflight) -> Places {
-        Places { setting, places: Arc::new(Semaphore::new(setting.most as usize)), waiting: AtomicU32::new(0) }
-    }
-
-    fn taken(&self) -> u32 {
-        self.setting.most.saturating_sub(u32::try_from(self.places.available_permits()).unwrap_or(u32::MAX))
-    }
-
-    /// `None`: the queue is full, or nothing got free in time.
-    async fn take(&self) -> Option<OwnedSemaphorePermit> {
-        // Whoever waits has been given the place that gets free, so this overtakes nobody.
-        if let Ok(place) = self.places.clone().try_acquire_owned() {
-            return Some(place);
-        }
-        let _waiting = Waiting::join(&self.waiting, self.setting.queue)?;
-        tokio::time::timeout(self.setting.wait, self.places.clone().acquire_owned()).await.ok()?.ok()
-    }
-}
-
-/// One who waits, also when it gives up in between.
-struct Waiting<'a>(&'a AtomicU32);
-
-impl<'a> Waiting<'a> {
-    fn join(waiting: &'a AtomicU32, most: u32) -> Option<Waiting<'a>> {
-        let guard = Waiting(waiting);
-        (waiting.fetch_add(1, Ordering::Relaxed) < most).then_some(guard)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

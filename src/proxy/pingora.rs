@@ -16,14 +16,13 @@ use pingora_error::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
-use super::answer::{self, Answer, Rendered};
+use super::answer::{self, Answer};
 use super::exchange::{Exchange, record};
 use super::fetch::Fetch;
 use super::head::{head_bytes, is_ambiguously_framed, per_connection, target, unknown_connection};
 use super::limit::Limits;
-use super::page::Page;
 use super::peer::{UPGRADED_IDLE, apply, peer, rewrite};
-use super::reply::{answer_to, write};
+use super::reply::{answer_to, show, write};
 use super::transform::page_for;
 use super::{Observer, Routed, forwarded};
 use crate::route::Head;
@@ -285,8 +284,9 @@ impl ProxyHttp for Edge {
         if ctx.failure.is_none() {
             ctx.failure = Some(format!("{}: {}", error.esource().as_str(), error.etype().as_str()));
         }
-        if let Some((status, page)) = ctx.transform.page_alone.take() {
-            return self.show(session, ctx, status, page).await;
+        if let Some((head, page)) = ctx.transform.page_alone.take() {
+            ctx.failure = Some("an error page in place of an answer without a body".to_owned());
+            return show(session, head, page).await;
         }
         let Some(answer) = answer_to(error) else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
@@ -374,16 +374,5 @@ impl Edge {
         };
         ctx.answered = Some(answer);
         write(session, rendered, page).await
-    }
-
-    /// The error page of an answer that came without a body, so that there was nothing to put the page in the place of.
-    async fn show(&self, session: &mut Session, ctx: &mut Exchange, status: StatusCode, page: Page) -> FailToProxy {
-        ctx.failure = Some("an error page in place of an answer without a body".to_owned());
-        let headers = answer::bare_headers(ctx.request_id());
-        let rendered = Rendered { status, headers, body: String::new() };
-        if let Err(error) = write(session, rendered, Some(page)).await {
-            tracing::debug!(%error, "the client left before the error page");
-        }
-        FailToProxy { error_code: status.as_u16(), can_reuse_downstream: false }
     }
 }

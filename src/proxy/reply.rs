@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Method, StatusCode, header};
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
-use pingora_proxy::Session;
+use pingora_proxy::{FailToProxy, Session};
 
 use super::answer::{Answer, Rendered};
 use super::page::Page;
@@ -40,6 +40,19 @@ pub(super) async fn write(session: &mut Session, rendered: Rendered, page: Optio
         }
     }
     Ok(())
+}
+
+/// Sends the error page of an answer that came without a body, under that answer's own head.
+pub(super) async fn show(session: &mut Session, head: Box<ResponseHeader>, page: Bytes) -> FailToProxy {
+    let code = head.status.as_u16();
+    let sent = match session.write_response_header(head, false).await {
+        Ok(()) => session.write_response_body(Some(page), true).await,
+        failed => failed,
+    };
+    if let Err(error) = sent {
+        tracing::debug!(%error, "the client left before the error page");
+    }
+    FailToProxy { error_code: code, can_reuse_downstream: false }
 }
 
 /// What the client is told of a failed exchange; `None`: there is nobody left to tell.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};
-use http::{Method, StatusCode};
+use http::{Method, Version};
 use pingora_error::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
@@ -29,8 +29,10 @@ pub(super) struct Transform {
     copy: Option<Copy>,
     copied: bool,
     body: Body,
-    /// To be sent once the exchange was ended for it: the upstream's answer has no body whose place it could take.
-    pub(super) page_alone: Option<(StatusCode, Page)>,
+    /// The upstream's answer has no body whose place the page could take.
+    alone: bool,
+    /// To be sent once the exchange was ended for it.
+    pub(super) page_alone: Option<(Box<ResponseHeader>, Bytes)>,
 }
 
 /// What becomes of the answer's body.
@@ -105,7 +107,7 @@ impl Transform {
     /// The upstream's last head came: counts it, and puts the route's error page in its place where it has one.
     ///
     /// # Errors
-    /// When the page must be sent alone; see [`Transform::page_alone`].
+    /// When the page's head cannot be written.
     pub(super) async fn answered(
         &mut self,
         session: &Session,
@@ -123,10 +125,7 @@ impl Transform {
         let Some(page) = held.shelf.get(response.status, source, fetch, ledger, fastrand::u64(..)).await else { return Ok(()) };
         let is_head = session.req_header().method == Method::HEAD;
         let length = response.headers.get(header::CONTENT_LENGTH).map(|length| length.as_bytes() != b"0");
-        if !is_head && !length.unwrap_or(response.headers.contains_key(header::TRANSFER_ENCODING)) {
-            self.page_alone = Some((response.status, page));
-            return Err(Error::explain(ErrorType::HTTPStatus(response.status.as_u16()), "an error page is sent alone"));
-        }
+        self.alone = !is_head && !length.unwrap_or(response.headers.contains_key(header::TRANSFER_ENCODING));
         for name in OF_THE_BODY {
             response.remove_header(&name);
         }
@@ -137,7 +136,17 @@ impl Transform {
     }
 
     /// The head is as the client shall see it, but for the coding of its body.
+    ///
+    /// # Errors
+    /// When a page must be sent alone, see [`Transform::page_alone`], and when there is no memory for an encoder.
     pub(super) fn response_begins(&mut self, session: &Session, response: &mut ResponseHeader, route: &Route) -> Result<()> {
+        if let (true, Body::Replaced(page)) = (self.alone, &mut self.body) {
+            let mut head = response.clone();
+            // pingora writes no head of HTTP/2 to a client of HTTP/1, and takes this one for either.
+            head.set_version(Version::HTTP_11);
+            self.page_alone = Some((Box::new(head), page.take().unwrap_or_default()));
+            return Err(Error::explain(ErrorType::HTTPStatus(response.status.as_u16()), "an error page is sent alone").into_in());
+        }
         let request = session.req_header();
         if !route.traffic.limits.compress || !matches!(self.body, Body::Untouched) || is_grpc(&request.headers) {
             return Ok(());

@@ -14,6 +14,8 @@ use crate::label::{Value, boolean, duration};
 
 /// Faster than this is no limit: nanoseconds are what the counters count in.
 const FASTEST: u32 = 1_000_000;
+/// As many as there can be connections.
+const MOST_INFLIGHT: u32 = 1_000_000;
 /// Requests that may wait for a place, at most; each holds a connection.
 const LONGEST_QUEUE: u32 = 100_000;
 /// A client that waits longer has given up.
@@ -171,7 +173,7 @@ fn inflight(value: &Value) -> Result<Inflight, Diagnostic> {
     let bad = |at: &Value, message: String| Diagnostic::error("bad-max-inflight", message).at(at.place()).help(example);
     let words = value.list();
     let Some((first, rest)) = words.split_first() else { return Err(bad(value, "the limit is empty".to_owned())) };
-    let most = first.text.parse::<u32>().ok().filter(|count| *count > 0);
+    let most = first.text.parse::<u32>().ok().filter(|count| (1..=MOST_INFLIGHT).contains(count));
     let Some(most) = most else { return Err(bad(first, format!("`{}` is not a number of requests", brief(&first.text)))) };
     let mut inflight = Inflight { most, queue: most.min(LONGEST_QUEUE), wait: WAIT };
     for pair in rest.chunks(2) {
@@ -257,7 +259,7 @@ mod tests {
             ("rate-limit", "100/s by header:X(Y", "bad-rate-limit"),
             ("rate-limit", ",", "bad-rate-limit"),
             ("max-inflight", "0", "bad-max-inflight"),
-            ("max-inflight", "99999999999", "bad-max-inflight"),
+            ("max-inflight", "1000001", "bad-max-inflight"),
             ("max-inflight", "1 queue", "bad-max-inflight"),
             ("max-inflight", "1 queue -1", "bad-max-inflight"),
             ("max-inflight", "1 wait 5", "bad-duration"),

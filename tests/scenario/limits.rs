@@ -380,7 +380,7 @@ fn readable(encoding: &str, coded: &[u8]) -> String {
 }
 
 /// An HTTP/2 upstream that answers with a text, whose last frame is a trailer where `trailer` says so.
-async fn http2_texts(trailer: bool) -> SocketAddr {
+async fn http2_texts(status: u16, trailer: bool) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -388,7 +388,7 @@ async fn http2_texts(trailer: bool) -> SocketAddr {
             tokio::spawn(async move {
                 let mut connection = h2::server::handshake(stream).await.unwrap();
                 while let Some(Ok((_, mut respond))) = connection.accept().await {
-                    let head = http::Response::builder().header("content-type", "text/plain").body(()).unwrap();
+                    let head = http::Response::builder().status(status).header("content-type", "text/plain").body(()).unwrap();
                     let mut body = respond.send_response(head, false).unwrap();
                     body.send_data(TEXT.repeat(100).into(), false).unwrap();
                     match trailer {
@@ -405,7 +405,7 @@ async fn http2_texts(trailer: bool) -> SocketAddr {
 #[tokio::test]
 async fn http2_on_both_sides_is_compressed_to_its_end() {
     for trailer in [false, true] {
-        let edge = edge_of(http2_texts(trailer).await, &[("skep.compress", "on"), ("skep.scheme", "h2c")]).await;
+        let edge = edge_of(http2_texts(200, trailer).await, &[("skep.compress", "on"), ("skep.scheme", "h2c")]).await;
         let (_, headers, body) = fetch(edge.http, "GET", "/", "br").await;
         assert_eq!((headers["content-encoding"].to_str().unwrap(), decode("br", &body)), ("br", TEXT.repeat(100)));
         let stream = TcpStream::connect(edge.http).await.unwrap();
@@ -493,7 +493,7 @@ async fn failing() -> SocketAddr {
         .route("/html", any(|| async { answer(500, "text/html", "the service's own page") }))
         .route("/json", any(|| async { answer(500, "application/json", "{}") }))
         .route("/missing", any(|| async { answer(404, "text/html", "the service's own page") }))
-        .route("/empty", any(|| async { StatusCode::SERVICE_UNAVAILABLE }))
+        .route("/empty", any(|| async { (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "7")]) }))
         .route("/long", any(|| async { (StatusCode::BAD_GATEWAY, [("content-type", "text/html")], Body::from("x".repeat(1_000_000))) }))
         .route("/chunked", any(|| async { (StatusCode::INTERNAL_SERVER_ERROR, [("content-type", "text/html")], big_text()) }))
         .route("/fine", any(|| async { answer(200, "text/html", "fine") }));
@@ -540,6 +540,7 @@ async fn people_see_the_error_page_of_a_service_and_programs_the_error() {
         assert_eq!(reply.header("etag").is_empty(), body.starts_with("page of"), "{path}");
         assert!(!reply.header("x-request-id").is_empty(), "{path}");
     }
+    assert_eq!(edge.get("/empty").await.header("retry-after"), "7", "what else the service says stays");
     let head = send(edge.http, request("HEAD", "web.test", "/html", &[])).await;
     assert_eq!((head.status, head.header("content-length"), head.body.as_str()), (500, "11", ""));
 
@@ -557,6 +558,24 @@ async fn people_see_the_error_page_of_a_service_and_programs_the_error() {
     let page = own("text/html").await;
     assert_eq!((page.status, page.body.as_str(), page.header("content-type")), (502, "page of 502", "text/html; charset=utf-8"));
     assert!(own("application/json").await.body.starts_with("{\"status\":502"));
+}
+
+#[tokio::test]
+async fn errors_of_http2_services_have_pages_too() {
+    let (web, errors) = (http2_texts(500, false).await.to_string(), pages().await.to_string());
+    let edge = Edge::with(&services(&[
+        ("web", &[("skep.host", "web.test"), ("skep.address", &*web), ("skep.scheme", "h2c"), ("skep.error-page", "5xx errors")]),
+        ("errors", &[("skep.host", "errors.test"), ("skep.address", &*errors)]),
+    ]))
+    .await;
+    let page = edge.get("/").await;
+    assert_eq!((page.status, page.body.as_str(), page.header("content-length")), (500, "page of 500", "11"));
+    let stream = TcpStream::connect(edge.http).await.unwrap();
+    let (mut client, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let asked = http::Request::get("http://web.test/").body(Full::<Bytes>::default()).unwrap();
+    let (head, body) = client.send_request(asked).await.unwrap().into_parts();
+    assert_eq!((head.status.as_u16(), body.collect().await.unwrap().to_bytes()), (500, "page of 500".into()));
 }
 
 #[tokio::test]
