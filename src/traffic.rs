@@ -426,6 +426,23 @@ mod tests {
     }
 
     #[test]
+    fn what_looks_into_bodies_or_changes_answers() {
+        // label, with a declared length, with a streamed body
+        for (label, declared, streamed) in [
+            (("compress", "on"), true, true),
+            (("mirror", "next"), true, true),
+            (("error-page", "5xx errors"), true, true),
+            (("max-body", "1MB"), false, true),
+            (("rate-limit", "1/s"), false, false),
+            (("max-inflight", "1"), false, false),
+            (("circuit", "on"), false, false),
+        ] {
+            let (traffic, _) = read(&[label]);
+            assert_eq!((traffic.transforms(false), traffic.transforms(true)), (declared, streamed), "{label:?}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_named_and_have_no_effect() {
         for (key, text, code, help) in [
             ("strip-prefix", "api", "bad-path", "write `/api`"),

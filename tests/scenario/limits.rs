@@ -227,6 +227,32 @@ async fn a_body_that_is_too_long_gets_413_and_its_upstream_never_a_whole_request
 }
 
 #[tokio::test]
+async fn an_http2_upstream_sees_no_whole_request_either() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let upstream = tokio::spawn(async move {
+        let mut connection = h2::server::handshake(listener.accept().await.unwrap().0).await.unwrap();
+        let (mut request, respond) = connection.accept().await.unwrap().unwrap();
+        tokio::spawn(async move { while connection.accept().await.is_some() {} });
+        let _open = respond;
+        while let Some(piece) = request.body_mut().data().await {
+            let Ok(piece) = piece else { return "broken off" };
+            request.body_mut().flow_control().release_capacity(piece.len()).unwrap();
+        }
+        "whole"
+    });
+    let edge = edge_of(address, &[("skep.max-body", "10KB"), ("skep.scheme", "h2c")]).await;
+    let pieces =
+        futures_util::stream::iter((0..11).map(|_| Ok::<_, std::io::Error>(hyper::body::Frame::data(Bytes::from(vec![b'x'; 1000])))));
+    let stream = TcpStream::connect(edge.http).await.unwrap();
+    let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let upload = http::Request::post("/").header("host", "web.test").body(StreamBody::new(pieces)).unwrap();
+    assert_eq!(client.send_request(upload).await.unwrap().status(), 413);
+    assert_eq!(tokio::time::timeout(LONG, upstream).await.expect("in time").unwrap(), "broken off");
+}
+
+#[tokio::test]
 async fn the_default_of_the_configuration_bounds_bodies_unless_a_label_says_otherwise() {
     let upstream = Upstream::start("web").await;
     let address = upstream.address.to_string();
@@ -482,6 +508,19 @@ async fn a_mirror_that_is_slow_or_away_does_not_hurt_the_service() {
     let edge = Edge::with(&mirrored(upstream.address, "127.0.0.1:1".parse().unwrap(), "copy")).await;
     assert_eq!(edge.get("/").await.status, 200);
     edge.until_metric("skep_mirrored_total{route=\"web\",result=\"failed\"}", 1.0).await;
+}
+
+#[tokio::test]
+async fn a_mirror_may_speak_http2() {
+    let upstream = Upstream::start("web").await;
+    let (web, copy) = (upstream.address.to_string(), http2_texts(200, false).await.to_string());
+    let edge = Edge::with(&services(&[
+        ("web", &[("skep.host", "web.test"), ("skep.address", &*web), ("skep.mirror", "copy")]),
+        ("copy", &[("skep.host", "copy.test"), ("skep.address", &*copy), ("skep.scheme", "h2c")]),
+    ]))
+    .await;
+    assert_eq!(edge.get("/").await.status, 200);
+    edge.until_metric("skep_mirrored_total{route=\"web\",result=\"sent\"}", 1.0).await;
 }
 
 /// An upstream that fails in several ways.
