@@ -95,6 +95,8 @@ pub struct Proxy {
     /// Bytes of a request's target: path and query.
     pub max_uri_bytes: usize,
     pub max_connections: usize,
+    /// How long a request goes on whose client will send nothing more: it may still read, or be gone.
+    pub half_close: Duration,
     /// Threads that serve connections; 0: one a core.
     pub workers: usize,
     /// Connections of one client address, IPv6 by /64; trusted proxies are exempt.
@@ -104,6 +106,8 @@ pub struct Proxy {
     /// Requests at once on one HTTP/2 connection.
     pub max_streams: u32,
     pub server_timing: ServerTiming,
+    /// Labels of Docker services may name files below this directory as error pages; `None`: none.
+    pub error_pages: Option<PathBuf>,
 }
 
 /// Whom answers tell, in `Server-Timing`, where their time went.
@@ -124,6 +128,8 @@ pub struct Defaults {
     pub timeout_idle: Duration,
     pub timeout_request: Option<Duration>,
     pub retries: u32,
+    /// Bytes of a request's body; `None`: no limit.
+    pub max_body: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,11 +220,13 @@ impl Default for Config {
                 max_headers: 100,
                 max_uri_bytes: 16 * 1024,
                 max_connections: 20_000,
+                half_close: Duration::from_secs(10),
                 workers: 0,
                 server_timing: ServerTiming::Off,
                 max_connections_per_client: 1000,
                 max_requests_per_connection: None,
                 max_streams: 100,
+                error_pages: None,
             },
             defaults: Defaults {
                 timeout_connect: Duration::from_secs(2),
@@ -226,6 +234,7 @@ impl Default for Config {
                 timeout_idle: Duration::from_secs(60),
                 timeout_request: None,
                 retries: 2,
+                max_body: None,
             },
             access_log: AccessLog { format: AccessLogFormat::Json, path: None },
             log: Log { filter: "info".to_owned(), slow_request: None },

@@ -14,7 +14,7 @@ use crate::diagnostic::Diagnostic;
 use crate::snapshot::Labels;
 
 pub use name::host;
-pub use value::{Value, boolean, duration, network, not_yet, path};
+pub use value::{Value, boolean, bytes, duration, network, not_yet, path};
 
 /// Who wrote a route: native wins over haproxy for the same host and path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -21,7 +21,7 @@
 //! 1. *Empty is not unreadable.* A failed listing never yields a snapshot; the last state stays, and is kept on disk for a
 //!    start without Docker (`provider`, `store::disk`).
 //! 2. *The table is a function of the snapshot.* No hidden memory: a restart behaves like a reload. What must survive a
-//!    swap (in-flight counts) lives in [`upstream::Ledger`], keyed by backend.
+//!    swap lives in [`upstream::Ledger`] (in-flight counts, by backend) and [`proxy::limit::Limits`] (rates, places, circuits, by route).
 //! 3. *Protection fails closed.* A finding on an access label, or on a misspelling of one, closes that route (`auth`, `label`).
 //! 4. *Conflicts are decided by the data:* the older service keeps the host and path (`route`).
 //! 5. *One load per request*, an `Arc` in the request's context; no guard across an await (`proxy::pingora`).
@@ -35,8 +35,8 @@
 //! `parse` for its typed keys; [`state::Live::publish`] compares, stores and says what changed.
 //!
 //! **A request arrives.** `server::listener` accepts, [`proxy::stream`] wraps the socket, pingora reads the head and calls
-//! [`proxy::pingora`], which loads the state once, lets [`proxy::route`] decide, [`upstream::Pool::pick`] choose a backend,
-//! and hands a [`telemetry::Record`] to the access log and the metrics at the end.
+//! [`proxy::pingora`], which loads the state once, lets [`proxy::route`] decide, asks [`proxy::limit::Limits::admit`] whether the
+//! request may go on now, lets [`upstream::Pool::pick`] choose a backend, and hands a [`telemetry::Record`] to the access log and the metrics at the end.
 //!
 //! **A user asks why.** `skep explain URL` fetches the snapshot of the running edge, builds the same state from it, and
 //! prints every candidate with the reason it lost: there is no second copy of the rules to disagree with the first.

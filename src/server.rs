@@ -33,6 +33,7 @@ use crate::provider::Health;
 use crate::provider::files::Stack;
 use crate::proxy::Observer;
 use crate::proxy::lean::{Lean, POLITE};
+use crate::proxy::limit::Limits;
 use crate::proxy::pingora::Edge;
 use crate::state::Live;
 use crate::telemetry::Record;
@@ -110,13 +111,13 @@ impl Observer for Recorder {
 }
 
 /// The proxy application on our own runtime: no pingora `Server`, so signals, sockets and the order of a stop are ours.
-fn application(live: Arc<Live>, ledger: Arc<Ledger>, recorder: Arc<Recorder>, config: &Config) -> HttpProxy<Edge> {
+fn application(live: Arc<Live>, ledger: Arc<Ledger>, recorder: Arc<Recorder>, limits: Arc<Limits>, config: &Config) -> HttpProxy<Edge> {
     let conf = ServerConf {
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         upstream_keepalive_pool_size: UPSTREAM_POOL,
         ..ServerConf::default()
     };
-    let mut proxy = http_proxy(&Arc::new(conf), Edge::new(live, ledger, recorder));
+    let mut proxy = http_proxy(&Arc::new(conf), Edge::new(live, ledger, recorder, limits));
     let mut options = HttpServerOptions::default();
     options.h2c = config.proxy.h2c;
     options.h2_idle_timeout = Some(config.proxy.keep_alive);
@@ -201,7 +202,8 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let (config_sender, config_receiver) = watch::channel(config.clone());
     let sources = Sources::start(&config, stacks(files, demo), health.clone(), &ended, &mut tasks).await;
     let publisher = Publisher::new(config_receiver, sources, recorder.metrics.clone());
-    let proxy = Arc::new(application(publisher.live.clone(), publisher.ledger.clone(), recorder.clone(), &config));
+    let limits = publisher.limits.clone();
+    let proxy = Arc::new(application(publisher.live.clone(), publisher.ledger.clone(), recorder.clone(), limits.clone(), &config));
     let admission = Arc::new(Admission::new(config.proxy.max_connections_per_client, Instant::now()));
     let (stop, stopping) = watch::channel(false);
     let connections = TaskTracker::new();
@@ -214,6 +216,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
         let view = View {
             live: publisher.live.clone(),
             ledger: publisher.ledger.clone(),
+            limits: limits.clone(),
             recorder: recorder.clone(),
             health,
             connections: connections.clone(),
@@ -226,7 +229,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let mut workers = Workers::default();
     for _ in 0..workers_wanted(&config) {
         let (live, ledger) = (publisher.live.clone(), publisher.ledger.clone());
-        let lean = Lean::new(proxy.clone(), live.clone(), ledger, recorder.clone(), crowd.clone(), stopping.clone());
+        let lean = Lean::new(proxy.clone(), live.clone(), ledger, recorder.clone(), limits.clone(), crowd.clone(), stopping.clone());
         let acceptor = Acceptor {
             lean: Arc::new(lean),
             places: places.clone(),
@@ -239,6 +242,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
         };
         workers.start(&listeners, acceptor, &ended, &mut tasks).map_err(worker_error)?;
     }
+    tasks.spawn(limits.tend());
     tasks.spawn(publisher.follow());
     tracing::info!(http = ?http, admin = ?admin_address, "serving");
     let ended = ended.drop_guard();

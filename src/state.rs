@@ -1,6 +1,7 @@
 //! Snapshot + Config -> State, the one value that a request is decided by, and its swap.
 //! The build never fails and knows no clock: a restart behaves like a reload.
 
+mod aside;
 mod claim;
 mod explain;
 mod listing;
@@ -25,6 +26,7 @@ use crate::snapshot::{Origin, Service, Snapshot};
 use crate::traffic::{self, Traffic};
 use crate::upstream::{self, Pool, Timeouts};
 
+pub use aside::{Aside, Pages};
 use claim::Claim;
 pub use explain::{Considered, Explanation};
 pub use listing::{ActionView, ShareView, TaskView, View};
@@ -42,6 +44,8 @@ pub struct Route {
     pub access: Access,
     pub traffic: Traffic,
     pub tls: Tls,
+    /// Other services and files that the route makes use of.
+    pub aside: Aside,
 }
 
 /// What happens to an admitted request.
@@ -91,6 +95,7 @@ impl State {
         let mut claims: Vec<Claim<'_>> = Vec::with_capacity(services.len());
         services.into_iter().for_each(|service| claims.extend(reader.read(service, &mut findings)));
         name_apart(&mut claims);
+        aside::resolve(&mut claims, &config, &snapshot, &mut findings);
         let rows = rows(claims, &mut findings);
         let (entries, rows): (Vec<_>, Vec<_>) = rows.into_iter().map(Row::split).unzip();
         let (table, conflicts) = Table::build(entries);

@@ -1,8 +1,13 @@
-//! What a route does to requests and responses on their way: path work, headers, CORS, maintenance, and the limits that later features enforce.
+//! What a route does to requests and responses on their way: path work, headers, CORS, maintenance, limits, compression, copies, error pages.
 //! A key that cannot be read has no effect and is a finding; the rest of the route lives.
 
+pub mod circuit;
+pub mod encoding;
 mod header;
 mod limit;
+mod mirror;
+mod now;
+mod page;
 mod redirect;
 
 use std::net::IpAddr;
@@ -11,12 +16,14 @@ use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use jiff::Timestamp;
 
+use crate::config::Defaults;
 use crate::diagnostic::{Diagnostic, brief};
-use crate::label::{Key, RouteSpec, Value, network, not_yet, path};
+use crate::label::{Key, RouteSpec, Value, network, path};
 
-pub use limit::{By, ErrorPage, Limits, Rate};
-
-const LATER: &str = "the traffic limits";
+pub use limit::{By, Inflight, Limits, Rate};
+pub use mirror::Mirror;
+pub use now::LimitNow;
+pub use page::{ErrorPage, PageSource};
 
 /// The keys of this feature.
 pub const KEYS: &[Key] = &[
@@ -57,15 +64,34 @@ pub const KEYS: &[Key] = &[
         "rate-limit",
         "`100/s burst 200 by ip`",
         "none",
-        "How many requests a client (`by ip`) or all together (`by route`) may make.",
-    )
-    .later(LATER),
-    Key::route("max-inflight", "a number of requests", "none", "More than that many at a time are answered 503.").later(LATER),
-    Key::route("max-body", "a size like `10MB`", "none", "Longer request bodies are answered 413.").later(LATER),
-    Key::route("compress", "on or off", "off", "Compresses answers with zstd, br or gzip, as the client accepts them.").later(LATER),
-    Key::route("error-page", "`5xx /errors/busy.html` or `4xx,5xx SERVICE`", "none", "What is shown in place of the service's own errors.")
-        .later(LATER),
-    Key::route("mirror", "a service's name", "none", "That service gets a copy of each request; its answers are dropped.").later(LATER),
+        "How many requests a client may make (`by ip`, `by header:X-Api-Key`), or all together (`by route`); more are answered 429.",
+    ),
+    Key::route(
+        "max-inflight",
+        "`100`, `100 queue 50 wait 500ms`",
+        "none",
+        "More than that many at a time wait, as many again for 1 s unless it says otherwise; who finds no place is answered 503.",
+    ),
+    Key::route("max-body", "a size like `10MB`, or `off`", "defaults.max-body", "Longer request bodies are answered 413."),
+    Key::route(
+        "circuit",
+        "`on`, `50% of 20 in 10s for 15s`",
+        "off",
+        "When so many of at least 20 answers in 10 s failed, requests are answered 503 at once for 15 s; then one is tried.",
+    ),
+    Key::route("compress", "on or off", "off", "Compresses answers with zstd, br or gzip, as the client accepts them."),
+    Key::route(
+        "error-page",
+        "`5xx /errors/busy.html` or `4xx,5xx SERVICE`",
+        "none",
+        "What people see in place of errors: a file, or the service's `/{status}.html`; answers of APIs stay as they are.",
+    ),
+    Key::route(
+        "mirror",
+        "a service's name, perhaps a share like `10%`",
+        "none",
+        "That service gets a copy of each request; its answers are dropped.",
+    ),
 ];
 
 /// Set or remove one header.
@@ -99,7 +125,6 @@ pub struct Traffic {
     pub response_headers: Vec<HeaderEdit>,
     pub cors: Option<Cors>,
     pub maintenance: Option<Maintenance>,
-    /// Read and checked, not enforced yet.
     pub limits: Limits,
 }
 
@@ -119,9 +144,9 @@ impl PartialEq for Redirect {
 }
 
 /// Reads the traffic keys. A key that cannot be read is a finding and has no effect.
-pub fn parse(spec: &RouteSpec) -> (Traffic, Vec<Diagnostic>) {
+pub fn parse(spec: &RouteSpec, defaults: &Defaults) -> (Traffic, Vec<Diagnostic>) {
     let mut findings = Vec::new();
-    let mut traffic = Traffic::default();
+    let mut traffic = Traffic { limits: Limits::by_default(defaults), ..Traffic::default() };
     for (&key, value) in &spec.values {
         let read = match key {
             "strip-prefix" => paths(value, &mut findings).map(|paths| traffic.strip_prefix = paths),
@@ -138,8 +163,8 @@ pub fn parse(spec: &RouteSpec) -> (Traffic, Vec<Diagnostic>) {
             }
             "cors" => cors(value).map(|cors| traffic.cors = Some(cors)),
             "maintenance" => maintenance(value, &mut findings).map(|maintenance| traffic.maintenance = maintenance),
-            "rate-limit" | "max-inflight" | "max-body" | "compress" | "error-page" | "mirror" => {
-                limit::read(&mut traffic.limits, key, value).map(|()| findings.push(not_yet(value, LATER)))
+            "rate-limit" | "max-inflight" | "max-body" | "circuit" | "compress" | "error-page" | "mirror" => {
+                limit::read(&mut traffic.limits, key, value)
             }
             _ => Ok(()),
         };
@@ -175,6 +200,13 @@ impl Traffic {
         let rest = &path[stripped.map_or(0, String::len)..];
         let slash = if rest.is_empty() { "/" } else { "" };
         Some((format!("{added}{slash}{rest}"), stripped.cloned()))
+    }
+
+    /// Does the route look into bodies or change answers? `streamed`: the request has a body whose length is not declared, so that
+    /// `max-body` must count it on its way; a declared length is decided on with the head.
+    pub fn transforms(&self, streamed: bool) -> bool {
+        let limits = &self.limits;
+        limits.compress || limits.mirror.is_some() || limits.error_page.is_some() || (streamed && limits.body.is_some())
     }
 
     /// Where `redirect-regex` sends `url`, if it matches and leads elsewhere.
@@ -281,6 +313,7 @@ fn maintenance(value: &Value, findings: &mut Vec<Diagnostic>) -> Result<Option<M
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::label::Dialect;
 
     fn read(labels: &[(&'static str, &str)]) -> (Traffic, Vec<Diagnostic>) {
@@ -288,7 +321,7 @@ mod tests {
         for (key, text) in labels {
             spec.values.insert(key, Value::new(&format!("skep.{key}"), text).expect("not blank"));
         }
-        parse(&spec)
+        parse(&spec, &Config::default().defaults)
     }
 
     fn good(labels: &[(&'static str, &str)]) -> Traffic {
@@ -393,6 +426,23 @@ mod tests {
     }
 
     #[test]
+    fn what_looks_into_bodies_or_changes_answers() {
+        // label, with a declared length, with a streamed body
+        for (label, declared, streamed) in [
+            (("compress", "on"), true, true),
+            (("mirror", "next"), true, true),
+            (("error-page", "5xx errors"), true, true),
+            (("max-body", "1MB"), false, true),
+            (("rate-limit", "1/s"), false, false),
+            (("max-inflight", "1"), false, false),
+            (("circuit", "on"), false, false),
+        ] {
+            let (traffic, _) = read(&[label]);
+            assert_eq!((traffic.transforms(false), traffic.transforms(true)), (declared, streamed), "{label:?}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_named_and_have_no_effect() {
         for (key, text, code, help) in [
             ("strip-prefix", "api", "bad-path", "write `/api`"),
@@ -420,7 +470,6 @@ mod tests {
             ("maintenance", "2026-12-01", "bad-maintenance", "write `on`, or its end like"),
             ("maintenance", "on 10.0.0.0/8", "bad-maintenance", "write `on`, or its end like"),
             ("rate-limit", "many", "bad-rate-limit", "write it like"),
-            ("rate-limit", "10/s", "not-yet", "the label may stay"),
         ] {
             let (_, findings) = read(&[(key, text)]);
             let found: Vec<_> = findings.iter().map(|finding| finding.code.as_str()).collect();
@@ -438,7 +487,7 @@ mod tests {
                 let Some(value) = Value::new("skep.x", &text) else { continue };
                 let mut spec = RouteSpec::new("", Dialect::Native);
                 spec.values.insert(key, value);
-                let (traffic, findings) = parse(&spec);
+                let (traffic, findings) = parse(&spec, &Config::default().defaults);
                 proptest::prop_assert!(findings.iter().all(|finding| finding.help.is_some() && finding.place.is_some()));
                 if let Some((rewritten, _)) = traffic.rewrite(&path) {
                     proptest::prop_assert!(rewritten.starts_with('/'));

@@ -10,6 +10,8 @@ use serde::Serialize;
 use crate::diagnostic::{nearest, render};
 use crate::route::{Head, HostPattern};
 use crate::state::{Action, ActionView, Explanation, State, TaskView, View};
+use crate::traffic::LimitNow;
+use crate::traffic::circuit::Standing;
 use crate::upstream::Backend;
 
 use super::source::Source;
@@ -87,16 +89,25 @@ struct Answer {
     /// Hosts that the asked one may have been meant to be.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     near: Vec<String>,
+    /// How the winner's limits stand; only a running edge knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<LimitNow>,
     outcome: String,
     #[serde(skip)]
     served: bool,
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
-    let facts = args.source.read()?;
+    let mut facts = args.source.read()?;
+    let limits = std::mem::take(&mut facts.limits);
     let asked = !facts.ledger.is_empty();
     let (state, ledger) = facts.state();
-    let answer = answer(args, &state, |backend| asked.then(|| ledger.get(&*backend.id).copied().unwrap_or_default().in_flight))?;
+    let mut answer = answer(args, &state, |backend| asked.then(|| ledger.get(&*backend.id).copied().unwrap_or_default().in_flight))?;
+    let winner = answer.explanation.winner.as_ref();
+    answer.limits = limits.into_iter().find(|now| winner.is_some_and(|view| *view.id == *now.route));
+    if answer.limits.as_ref().is_some_and(|now| now.circuit == Some(Standing::Open)) {
+        answer.outcome = format!("503: the circuit is open, so the service is left alone; else {}", answer.outcome);
+    }
     if args.json {
         output::json(&answer)?
     } else {
@@ -115,7 +126,7 @@ fn answer(args: &Args, state: &State, in_flight: impl Fn(&Backend) -> Option<u32
     let tasks = explanation.winner.as_ref().map(|view| destinations(view, state, in_flight)).unwrap_or_default();
     let near = if explanation.candidates.is_empty() { near(&host, state) } else { Vec::new() };
     let (outcome, served) = outcome(&explanation, &tasks, &host, path);
-    Ok(Answer { request: format!("{} {}", args.method, args.url), explanation, tasks, near, outcome, served })
+    Ok(Answer { request: format!("{} {}", args.method, args.url), explanation, tasks, near, limits: None, outcome, served })
 }
 
 /// The winner's tasks, with network and load.
@@ -200,6 +211,9 @@ fn text(answer: &Answer) -> String {
         let rows: Vec<Vec<String>> = answer.tasks.iter().map(task_row).collect();
         text.push_str(&format!("\nroute {}, access: {}\n", output::harmless(&winner.id), output::harmless(&winner.access)));
         text.push_str(&output::aligned(&rows, 2));
+        if !winner.limits.is_empty() {
+            text.push_str(&format!("\nlimits: {}\n", output::harmless(&super::routes::limits(winner, answer.limits.as_ref()))));
+        }
     }
     if !answer.near.is_empty() {
         text.push_str(&format!("  hosts near to it: {}\n", output::harmless(&answer.near.join(", "))));

@@ -3,6 +3,8 @@
 
 use crate::diagnostic::{Diagnostic, Severity, brief, summary};
 use crate::state::{ActionView, ShareView, View};
+use crate::traffic::LimitNow;
+use crate::traffic::circuit::Standing;
 
 use super::source::Source;
 use super::{Outcome, Verdict, output};
@@ -18,20 +20,28 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
-    let (state, _) = args.source.read()?.state();
+    let mut facts = args.source.read()?;
+    let limits = std::mem::take(&mut facts.limits);
+    let (state, _) = facts.state();
     let routes = state.list();
     if args.json {
-        output::json(&serde_json::json!({ "routes": routes, "findings": state.diagnostics }))?;
+        output::json(&serde_json::json!({ "routes": routes, "limits": limits, "findings": state.diagnostics }))?;
     } else {
-        output::print(&text(&routes, &state.diagnostics))?;
+        output::print(&text(&routes, &limits, &state.diagnostics))?;
     }
     let wrong = state.diagnostics.iter().any(|finding| finding.severity == Severity::Error);
     Ok(if wrong { Verdict::Wrong } else { Verdict::Fine })
 }
 
-fn text(routes: &[View], findings: &[Diagnostic]) -> String {
+fn text(routes: &[View], now: &[LimitNow], findings: &[Diagnostic]) -> String {
     let head = ["ROUTE", "SERVICE", "DIALECT", "TASKS", "ACCESS", "ACTION", "MATCHES"].map(str::to_owned).to_vec();
-    let rows: Vec<Vec<String>> = std::iter::once(head).chain(routes.iter().map(row)).collect();
+    let mut rows: Vec<Vec<String>> = std::iter::once(head).chain(routes.iter().map(row)).collect();
+    if routes.iter().any(|view| !view.limits.is_empty()) {
+        rows[0].push("LIMITS".to_owned());
+        for (row, view) in rows[1..].iter_mut().zip(routes) {
+            row.push(limits(view, now.iter().find(|now| *now.route == *view.id)));
+        }
+    }
     let table = if routes.is_empty() { String::new() } else { output::aligned(&rows, 0) + "\n" };
     format!("{table}{}; {}\n", output::count(routes.len(), "route"), summary(findings))
 }
@@ -54,6 +64,16 @@ fn row(view: &View) -> Vec<String> {
     vec![view.id.clone(), view.service.clone(), view.dialect.to_owned(), tasks, access, action, matches]
 }
 
+/// As the labels have them; a circuit that is not closed says so.
+pub(super) fn limits(view: &View, now: Option<&LimitNow>) -> String {
+    let standing = now.and_then(|now| now.circuit).filter(|standing| *standing != Standing::Closed);
+    let word = |word: &String| match standing {
+        Some(standing) if word.starts_with("circuit ") => format!("{word}: {}", standing.to_string().to_uppercase()),
+        _ => word.clone(),
+    };
+    view.limits.iter().map(word).collect::<Vec<_>>().join(", ")
+}
+
 /// `shop 9, shop-next 1; ` where several services share the route.
 fn shares(services: &[ShareView]) -> String {
     match services {
@@ -69,4 +89,27 @@ fn brief_list(matches: &[String]) -> String {
         shown.push(format!("and {} more", matches.len() - SHOWN));
     }
     shown.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::snapshot::{Origin, Service, Snapshot};
+    use crate::state::State;
+
+    #[test]
+    fn limits_have_a_column_and_an_open_circuit_says_so() {
+        let labels = [("skep.host", "a.de"), ("skep.address", "10.0.0.1:80"), ("skep.circuit", "on"), ("skep.max-body", "1MB")];
+        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let service = Service { name: "shop".to_owned(), origin: Origin::File, labels, ..Service::default() };
+        let state = State::build(Arc::default(), Arc::new(Snapshot { services: vec![service], ..Snapshot::default() }));
+        let said = |standing| {
+            let now = LimitNow { route: "shop".into(), circuit: standing, ..LimitNow::default() };
+            text(&state.list(), &[now], &[])
+        };
+        assert!(said(Some(Standing::Open)).contains("max-body 1000000, circuit 50% of 20 in 10s for 15s: OPEN"), "{}", said(None));
+        assert!(!said(Some(Standing::Closed)).contains("CLOSED") && said(None).contains("LIMITS"));
+    }
 }

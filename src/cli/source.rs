@@ -14,6 +14,7 @@ use crate::provider::docker;
 use crate::provider::files::{self, Stack};
 use crate::snapshot::Snapshot;
 use crate::state::State;
+use crate::traffic::LimitNow;
 
 use super::settings::ConfigFile;
 use super::{Failure, ask, on_one_thread, output};
@@ -59,6 +60,8 @@ pub(super) struct Facts {
     pub config: Arc<Config>,
     /// Backend id to its counters; empty unless a running edge was asked.
     pub ledger: BTreeMap<String, Counters>,
+    /// How the routes' limits stand; empty unless a running edge was asked.
+    pub limits: Vec<LimitNow>,
 }
 
 impl Facts {
@@ -72,7 +75,7 @@ impl Source {
     /// Reads, and says on standard error where from.
     pub fn read(&self) -> Result<Facts, Failure> {
         let config = Arc::new(self.config.read_aloud()?);
-        let alone = |snapshot| Facts { snapshot, config: config.clone(), ledger: BTreeMap::new() };
+        let alone = |snapshot| Facts { snapshot, config: config.clone(), ledger: BTreeMap::new(), limits: Vec::new() };
         if !self.file.is_empty() {
             return from_files(&self.file).map(alone);
         }
@@ -86,7 +89,7 @@ impl Source {
         match edge(address, PATIENT) {
             Ok((snapshot, ledger)) => {
                 output::note(&format!("from the edge at {address}"));
-                Ok(Facts { snapshot, config, ledger })
+                Ok(Facts { snapshot, config, ledger, limits: limits(address) })
             }
             // Whoever names an address means that edge and no other.
             Err(reason) if self.admin.is_some() => Err(Failure::said(format!("the edge at {address} does not answer: {reason}"))),
@@ -111,6 +114,12 @@ fn edge(address: SocketAddr, limit: Duration) -> Result<(Snapshot, BTreeMap<Stri
     let snapshot = serde_json::from_slice(&page("/snapshot")?).map_err(|error| format!("its snapshot cannot be read: {error}"))?;
     let ledger = serde_json::from_slice(&page("/ledger")?).map_err(|error| format!("its counters cannot be read: {error}"))?;
     Ok((snapshot, ledger))
+}
+
+/// How the limits stand there; nothing where an older edge does not say.
+fn limits(address: SocketAddr) -> Vec<LimitNow> {
+    let page = ask::get(address, "/limits", PATIENT).ok().filter(|(status, _)| *status == 200);
+    page.and_then(|(_, body)| serde_json::from_slice(&body).ok()).unwrap_or_default()
 }
 
 /// What the edge of these settings knows, if one is there and quick to answer.

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::given::Given;
 use super::{AccessLogFormat, Config, ProxyProtocol, ServerTiming, TraceTrust};
 use crate::diagnostic::{Diagnostic, brief, nearest};
-use crate::label::{SismicsAuth, Value, duration as label_duration};
+use crate::label::{SismicsAuth, Value, bytes as label_bytes, duration as label_duration};
 
 type Read<T> = Result<T, Diagnostic>;
 
@@ -80,16 +80,19 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("proxy.max-headers", |c, g| put(&mut c.proxy.max_headers, number(g, 8..=256))),
     Setting::new("proxy.max-uri-bytes", |c, g| put(&mut c.proxy.max_uri_bytes, number(g, 256..=1024 * 1024))),
     Setting::new("proxy.max-connections", |c, g| put(&mut c.proxy.max_connections, number(g, 1..=1_000_000))),
+    Setting::new("proxy.half-close", |c, g| put(&mut c.proxy.half_close, duration(g, Duration::ZERO..=DAY))),
     Setting::new("proxy.workers", |c, g| put(&mut c.proxy.workers, number(g, 0..=1024))),
     Setting::new("proxy.server-timing", |c, g| put(&mut c.proxy.server_timing, word(g, TIMINGS))),
     Setting::new("proxy.max-connections-per-client", |c, g| put(&mut c.proxy.max_connections_per_client, number(g, 1..=1_000_000))),
     Setting::new("proxy.max-requests-per-connection", |c, g| put(&mut c.proxy.max_requests_per_connection, optional_number(g))),
     Setting::new("proxy.max-streams", |c, g| put(&mut c.proxy.max_streams, number(g, 1..=1000).map(|count| count as u32))),
+    Setting::new("proxy.error-pages", |c, g| put(&mut c.proxy.error_pages, optional_path(g))),
     Setting::new("defaults.timeout-connect", |c, g| put(&mut c.defaults.timeout_connect, duration(g, ms(10)..=HOUR))),
     Setting::new("defaults.timeout-response", |c, g| put(&mut c.defaults.timeout_response, duration(g, ms(10)..=DAY))),
     Setting::new("defaults.timeout-idle", |c, g| put(&mut c.defaults.timeout_idle, duration(g, ms(10)..=DAY))),
     Setting::new("defaults.timeout-request", |c, g| put(&mut c.defaults.timeout_request, optional_duration(g))),
     Setting::new("defaults.retries", |c, g| put(&mut c.defaults.retries, number(g, 0..=10).map(|count| count as u32))),
+    Setting::new("defaults.max-body", |c, g| put(&mut c.defaults.max_body, optional_size(g))),
     Setting::new("access-log.format", |c, g| put(&mut c.access_log.format, word(g, FORMATS))),
     Setting::new("access-log.path", |c, g| put(&mut c.access_log.path, optional_path(g))),
     Setting::new("log.filter", |c, g| put(&mut c.log.filter, text(g, "info"))),
@@ -266,6 +269,19 @@ fn optional_duration(given: &Given) -> Read<Option<Duration>> {
         return Ok(None);
     }
     duration(given, ms(10)..=DAY).map(Some)
+}
+
+fn optional_size(given: &Given) -> Read<Option<u64>> {
+    if is_off(given) {
+        return Ok(None);
+    }
+    let text = text(given, "100MB")?;
+    match Value::new("setting", &text).and_then(|value| label_bytes(&value).ok()).filter(|size| *size > 0) {
+        Some(size) => Ok(Some(size)),
+        None => {
+            Err(Diagnostic::error("bad-size", format!("`{}` is not a size", brief(&text))).help("write \"100MB\", \"512KiB\" or \"off\""))
+        }
+    }
 }
 
 fn word<T: Copy>(given: &Given, words: &[(&str, T)]) -> Read<T> {

@@ -157,6 +157,28 @@ pub fn boolean(value: &Value) -> Result<bool, Diagnostic> {
     }
 }
 
+/// `10MB`, `512KiB`, `1048576`.
+pub fn bytes(value: &Value) -> Result<u64, Diagnostic> {
+    let digits = value.text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = value.text.split_at(digits);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => Some(1),
+        "kb" => Some(1_000),
+        "mb" => Some(1_000_000),
+        "gb" => Some(1_000_000_000),
+        "k" | "kib" => Some(1 << 10),
+        "m" | "mib" => Some(1 << 20),
+        "g" | "gib" => Some(1 << 30),
+        _ => None,
+    };
+    let size = factor.and_then(|factor| number.parse::<u64>().ok()?.checked_mul(factor));
+    size.ok_or_else(|| {
+        Diagnostic::error("bad-size", format!("`{}` is not a size", brief(&value.text)))
+            .at(value.place())
+            .help("write it like `10MB`, `512KiB` or `1048576`")
+    })
+}
+
 /// `10.0.0.0/8`, `2001:db8::/32`, or one address.
 pub fn network(value: &Value) -> Result<IpNet, Diagnostic> {
     let text = value.text.as_str();

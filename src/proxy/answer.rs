@@ -30,6 +30,14 @@ pub enum Answer {
     Redirect(StatusCode, String),
     /// A CORS preflight; its headers are set by the caller.
     Preflight,
+    /// 429: the caller asked too often. Seconds until it may ask again; so many requests within `window` seconds are allowed.
+    RateLimited { retry: u64, burst: u32, window: u64 },
+    /// 413: the request's body is longer than the route takes.
+    TooLarge,
+    /// 503: as many requests as the route takes are at work or waiting. Seconds.
+    Busy(u64),
+    /// 503: the service failed too often and is left alone for so many seconds.
+    Broken(u64),
 }
 
 /// Seconds after which a client may try an unavailable service again.
@@ -43,6 +51,9 @@ impl Answer {
             Answer::NotFound => StatusCode::NOT_FOUND,
             Answer::Forbidden => StatusCode::FORBIDDEN,
             Answer::Closed | Answer::Unavailable | Answer::Maintenance(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Answer::Busy(_) | Answer::Broken(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Answer::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Answer::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Answer::BadGateway => StatusCode::BAD_GATEWAY,
             Answer::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Answer::Preflight => StatusCode::NO_CONTENT,
@@ -62,6 +73,10 @@ impl Answer {
             Answer::Maintenance(_) => "The service is in maintenance.",
             Answer::Redirect(..) => "The page is at another address.",
             Answer::Preflight => "",
+            Answer::RateLimited { .. } => "You ask too often. Please wait a moment.",
+            Answer::TooLarge => "The request's body is too large.",
+            Answer::Busy(_) => "The service is busy. Please try again in a moment.",
+            Answer::Broken(_) => "The service fails too often and is given a pause. Please try again in a moment.",
         }
     }
 
@@ -78,6 +93,10 @@ impl Answer {
             Answer::Maintenance(_) => "maintenance",
             Answer::Redirect(..) => "redirect",
             Answer::Preflight => "preflight",
+            Answer::RateLimited { .. } => "rate limited",
+            Answer::TooLarge => "body too large",
+            Answer::Busy(_) => "too many in flight",
+            Answer::Broken(_) => "circuit open",
         }
     }
 
@@ -85,6 +104,7 @@ impl Answer {
         match self {
             Answer::Closed | Answer::Unavailable => Some(RETRY_SECONDS),
             Answer::Maintenance(seconds) => Some(seconds.unwrap_or(60)),
+            Answer::RateLimited { retry: seconds, .. } | Answer::Busy(seconds) | Answer::Broken(seconds) => Some(*seconds),
             _ => None,
         }
     }
@@ -117,6 +137,9 @@ pub fn render(answer: &Answer, method: &Method, request: &HeaderMap, request_id:
     if let Some(seconds) = answer.retry_after() {
         headers.push((RETRY_AFTER, HeaderValue::from(seconds)));
     }
+    if let Answer::RateLimited { retry, burst, window } = answer {
+        headers.extend(rate_limit(*retry, *burst, *window));
+    }
     if let Answer::Redirect(_, to) = answer
         // Bytes, not text: a path may hold letters beyond ASCII as they were sent.
         && let Ok(to) = HeaderValue::from_bytes(to.as_bytes())
@@ -140,12 +163,25 @@ pub fn render(answer: &Answer, method: &Method, request: &HeaderMap, request_id:
     Rendered { status: answer.status(), headers, body }
 }
 
+/// How much a caller may ask, for programs (draft-ietf-httpapi-ratelimit-headers-10).
+fn rate_limit(retry: u64, burst: u32, window: u64) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+    let policy = ("ratelimit-policy", format!("\"default\";q={burst};w={window}"));
+    let left = ("ratelimit", format!("\"default\";r=0;t={retry}"));
+    [policy, left].into_iter().filter_map(|(name, value)| Some((HeaderName::from_static(name), HeaderValue::from_str(&value).ok()?)))
+}
+
+/// May an error page stand for this answer to this request? Programs that say so get what they can read.
+pub fn is_for_people(answer: &Answer, request: &HeaderMap) -> bool {
+    answer.status().is_server_error() && matches!(form(request), Form::Html | Form::Text)
+}
+
 /// gRPC reads its status from headers of a 200 answer without body ("Trailers-Only", gRPC over HTTP/2).
 fn grpc(answer: &Answer, mut headers: Vec<(HeaderName, HeaderValue)>) -> Rendered {
     let code = match answer.status().as_u16() {
         400 | 431 | 414 => 13,
         403 => 7,
         404 => 12,
+        413 | 429 => 8,
         504 => 4,
         _ => 14,
     };
@@ -285,6 +321,17 @@ mod tests {
     fn head_gets_the_length_but_no_body() {
         let rendered = render(&Answer::NotFound, &Method::HEAD, &asked("", ""), "r");
         assert!(rendered.body.is_empty() && header(&rendered, "content-length") != Some("0"));
+    }
+
+    #[test]
+    fn who_asks_too_often_is_told_when_and_how_much() {
+        let limited = Answer::RateLimited { retry: 2, burst: 200, window: 10 };
+        let rendered = render(&limited, &Method::GET, &asked("", ""), "r");
+        assert_eq!((rendered.status.as_u16(), header(&rendered, "retry-after")), (429, Some("2")));
+        assert_eq!(header(&rendered, "ratelimit-policy"), Some("\"default\";q=200;w=10"));
+        assert_eq!(header(&rendered, "ratelimit"), Some("\"default\";r=0;t=2"));
+        let rendered = render(&limited, &Method::POST, &asked("", "application/grpc"), "r");
+        assert_eq!((rendered.status.as_u16(), header(&rendered, "grpc-status")), (200, Some("8")));
     }
 
     #[test]

@@ -32,14 +32,16 @@ pub(super) struct Client {
     pub(super) buffer: BytesMut,
     /// The client will send nothing more; it may still read.
     pub(super) half_closed: bool,
-    /// Runs once it has shut its writing side down, while its request is served.
-    looks: Option<Interval>,
+    /// Runs once it has shut its writing side down, while its request is served, and since when.
+    looks: Option<(Interval, Instant)>,
+    /// How long it is served after that.
+    patience: Duration,
     pub(super) about: PerConnection,
 }
 
 impl Client {
     pub(super) fn new(tcp: TcpStream, about: PerConnection) -> Client {
-        Client { tcp, buffer: BytesMut::new(), half_closed: false, looks: None, about }
+        Client { tcp, buffer: BytesMut::new(), half_closed: false, looks: None, patience: Duration::MAX, about }
     }
 
     /// Reads once; the count is 0 at the end of what the client sends.
@@ -54,8 +56,13 @@ impl Client {
         Poll::Ready(Ok(count))
     }
 
+    /// From now on a client that sends no more is served for so long.
+    pub(super) fn be_patient(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// While the upstream is at work: takes in what the client sends ahead, and fails once it is gone. Its end alone is no
-    /// reason to go: a client may send no more and still wait for its answer.
+    /// reason to go at once: a client may send no more and still wait for its answer.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         while !self.half_closed && self.buffer.len() < AHEAD {
             if let Err(error) = ready!(self.poll_fill(cx)) {
@@ -66,12 +73,15 @@ impl Client {
             return Poll::Pending;
         }
         // Nothing more is read, so nothing tells of its end in both directions: it is looked for.
-        let looks = self.looks.get_or_insert_with(|| {
-            let mut looks = interval(LOOK);
+        let (looks, since) = self.looks.get_or_insert_with(|| {
+            let mut looks = interval(LOOK.min(self.patience.max(Duration::from_millis(1))));
             looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            looks
+            (looks, Instant::now())
         });
         while looks.poll_tick(cx).is_ready() {
+            if since.elapsed() >= self.patience {
+                return Poll::Ready(io::ErrorKind::ConnectionAborted.into());
+            }
             if let Ok(Some(error)) | Err(error) = SockRef::from(&self.tcp).take_error() {
                 return Poll::Ready(error);
             }

@@ -16,6 +16,7 @@ use super::forwarded::{self, Origin};
 use super::head::{Target, unknown_connection};
 use super::stream::PerConnection;
 use super::trace::SERVER_TIMING;
+use super::transform::Transform;
 use super::{HeadSize, Routed};
 use crate::route::Head;
 use crate::state::{Action, Route, State};
@@ -75,6 +76,8 @@ pub struct Exchange {
     pub(super) body_deadline: Option<Deadline>,
     /// Runs until the request is over.
     pub(super) request_deadline: Option<Deadline>,
+    /// What the route's limits and transformations keep of the request.
+    pub(super) transform: Transform,
 }
 
 impl Exchange {
@@ -105,6 +108,7 @@ impl Exchange {
             head_deadline: None,
             body_deadline: None,
             request_deadline: None,
+            transform: Transform::default(),
         }
     }
 

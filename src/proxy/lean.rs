@@ -16,11 +16,12 @@ use pingora_timeout::timeout;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 
-use super::answer::Rendered;
+use super::answer::{Answer, Rendered};
 use super::client::Client;
 use super::exchange::{self, Asked, Exchange};
 use super::head::Target;
 use super::idle::Idle;
+use super::limit::Limits;
 use super::pingora::Edge;
 use super::relay::{Ended, Relay, VERSION, status_line};
 use super::stream::{ClientStream, HeadLimits, PerConnection};
@@ -44,6 +45,7 @@ pub struct Lean {
     live: Arc<Live>,
     ledger: Arc<Ledger>,
     observer: Arc<dyn Observer>,
+    limits: Arc<Limits>,
     idle: Idle,
     /// Somebody waits for a place: idle connections make room.
     crowd: Arc<Notify>,
@@ -65,15 +67,17 @@ enum Way {
 }
 
 impl Lean {
+    #[expect(clippy::too_many_arguments, reason = "an assembly of parts that others own")]
     pub fn new(
         proxy: Arc<HttpProxy<Edge>>,
         live: Arc<Live>,
         ledger: Arc<Ledger>,
         observer: Arc<dyn Observer>,
+        limits: Arc<Limits>,
         crowd: Arc<Notify>,
         stopping: watch::Receiver<bool>,
     ) -> Lean {
-        Lean { proxy, live, ledger, observer, idle: Idle::default(), crowd, stopping }
+        Lean { proxy, live, ledger, observer, limits, idle: Idle::default(), crowd, stopping }
     }
 
     /// Closes idle upstream connections that are of no use any more. To be called every [`SWEEP`].
@@ -177,6 +181,8 @@ impl Lean {
         let asked = Asked { version: VERSION, method: &request.method, headers: &headers, has_authority: false, size: request.size };
         let routed = ctx.decide(&asked, Target::plain(&headers, &uri), None);
         let ended = match routed {
+            // Its page has to be fetched.
+            Routed::Answer(Some(route), _) if route.traffic.limits.error_page.is_some() => return Way::Pingora,
             Routed::Answer(route, answer) => {
                 ctx.route = route;
                 Ended::Refused(answer)
@@ -185,6 +191,14 @@ impl Lean {
             Routed::Forward(route) => {
                 let Some((target, prefix)) = upstream_target(&route, &ctx, &uri) else { return Way::Pingora };
                 ctx.route = Some(route.clone());
+                let origin = ctx.origin.as_ref().map_or(std::net::IpAddr::from([0, 0, 0, 0]), |origin| origin.client);
+                match self.limits.admit(&route, origin, &headers).await {
+                    Ok(pass) => ctx.transform.pass = pass,
+                    Err(answer) => {
+                        let ended = Ended::Refused(answer);
+                        return Way::Here(self.finish(client, request, &headers, &uri, &mut ctx, ended, 0).await);
+                    }
+                }
                 let closing = self.closing(client, request, &ctx);
                 let mut relay = Relay {
                     client,
@@ -224,6 +238,9 @@ impl Lean {
             Ended::Broken(status, bytes_out) => (status, bytes_out, After::Close),
             Ended::Refused(answer) => {
                 let status = answer.status();
+                if matches!(answer, Answer::BadGateway | Answer::Timeout) {
+                    ctx.transform.pass.answered(true);
+                }
                 let rendered = ctx.rendered(answer, &request.method, headers);
                 let body = rendered.body.len() as u64;
                 let late = status == http::StatusCode::REQUEST_TIMEOUT;
@@ -279,7 +296,7 @@ impl Lean {
             about.connection.local = tcp.local_addr().ok()?;
         }
         let limits = &self.live.load().config.proxy;
-        let limits = HeadLimits { time: limits.header_timeout, bytes: limits.max_header_bytes };
+        let limits = HeadLimits { time: limits.header_timeout, bytes: limits.max_header_bytes, half_close: limits.half_close };
         ClientStream::resume(tcp, &about, buffer, limits, self.crowd.clone()).ok()
     }
 
@@ -299,9 +316,12 @@ impl Lean {
 /// Nothing of the route needs more than bytes passed on over plain HTTP/1.1.
 fn is_plain(route: &Route) -> bool {
     let Action::Forward { pool, .. } = &route.action else { return false };
-    pool.groups
-        .iter()
-        .all(|group| group.backends.first().is_none_or(|backend| backend.scheme == Scheme::Http && backend.proxy_protocol.is_none()))
+    // A length is always declared here.
+    !route.traffic.transforms(false)
+        && pool
+            .groups
+            .iter()
+            .all(|group| group.backends.first().is_none_or(|backend| backend.scheme == Scheme::Http && backend.proxy_protocol.is_none()))
 }
 
 /// Path and query for the upstream, and the stripped prefix; `None` where labels make something else of it than plain ASCII.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::StatusCode;
 use http::header;
+use http::{HeaderMap, StatusCode};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -19,9 +19,12 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use super::answer::Answer;
 use super::dial::announce;
 use super::exchange::{Asked, Edit, Exchange, record};
+use super::fetch::Fetch;
 use super::head::{had_two_framings, head_size, per_connection, target};
+use super::limit::Limits;
 use super::peer::{UPGRADED_IDLE, apply, peer, rewrite};
-use super::reply::{answer_to, is_out_of_descriptors, write};
+use super::reply::{answer_to, is_out_of_descriptors, show, write};
+use super::transform::page_for;
 use super::{Observer, Routed, forwarded};
 use crate::state::{Action, Live};
 use crate::upstream::{Affinity, Ledger, Scheme};
@@ -31,11 +34,13 @@ pub struct Edge {
     live: Arc<Live>,
     ledger: Arc<Ledger>,
     observer: Arc<dyn Observer>,
+    limits: Arc<Limits>,
+    fetch: Arc<Fetch>,
 }
 
 impl Edge {
-    pub fn new(live: Arc<Live>, ledger: Arc<Ledger>, observer: Arc<dyn Observer>) -> Edge {
-        Edge { live, ledger, observer }
+    pub fn new(live: Arc<Live>, ledger: Arc<Ledger>, observer: Arc<dyn Observer>, limits: Arc<Limits>) -> Edge {
+        Edge { live, ledger, observer, limits, fetch: Arc::default() }
     }
 }
 
@@ -47,7 +52,7 @@ impl ProxyHttp for Edge {
         Exchange::new(self.live.load())
     }
 
-    /// Compression is a later feature; pingora would otherwise add a switched-off compressor to every request.
+    /// Compression is in `transform`; pingora would otherwise add a switched-off compressor of its own to every request.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Exchange) -> Result<()> {
@@ -82,8 +87,16 @@ impl ProxyHttp for Edge {
                         session.set_write_timeout(Some(ctx.silence(timeouts, limits.write_timeout)));
                     }
                 }
+                let client = ctx.origin.as_ref().map_or(std::net::IpAddr::from([0, 0, 0, 0]), |origin| origin.client);
+                let admitted = self.limits.admit(&route, client, &session.req_header().headers).await;
                 ctx.route = Some(route);
-                return Ok(false);
+                match admitted {
+                    Ok(pass) => {
+                        ctx.transform.pass = pass;
+                        return Ok(false);
+                    }
+                    Err(answer) => answer,
+                }
             }
             Routed::Answer(route, answer) => {
                 ctx.route = route;
@@ -195,16 +208,23 @@ impl ProxyHttp for Edge {
                 request.remove_header(name);
                 Ok(())
             }
-        })
+        })?;
+        let bodiless = session.as_mut().is_body_empty();
+        ctx.transform.request_begins(route, request, bodiless, &self.fetch, &self.ledger);
+        Ok(())
     }
 
-    async fn request_body_filter(&self, _: &mut Session, _: &mut Option<Bytes>, end: bool, ctx: &mut Exchange) -> Result<()> {
+    async fn request_body_filter(&self, session: &mut Session, body: &mut Option<Bytes>, end: bool, ctx: &mut Exchange) -> Result<()> {
         match &ctx.body_deadline {
             Some(_) if end => ctx.body_deadline = None,
             Some(deadline) => deadline.extend(),
             None => {}
         }
-        Ok(())
+        // What flows after a 101 is no body.
+        if session.was_upgraded() {
+            return Ok(());
+        }
+        ctx.transform.request_body(body.as_deref().unwrap_or_default(), end, &self.fetch, &self.ledger)
     }
 
     fn error_while_proxy(
@@ -232,12 +252,20 @@ impl ProxyHttp for Edge {
     }
 
     /// A body without a length ends with its connection, so an end that we caused must not pass for a whole body.
-    fn response_body_filter(&self, _: &mut Session, _: &mut Option<Bytes>, end: bool, ctx: &mut Exchange) -> Result<Option<Duration>> {
+    fn response_body_filter(&self, _: &mut Session, body: &mut Option<Bytes>, end: bool, ctx: &mut Exchange) -> Result<Option<Duration>> {
         let late = ctx.forward().and_then(|(_, timeouts, _)| timeouts.request).is_some_and(|whole| ctx.began.elapsed() > whole);
         if (end && ctx.out_of_time()) || late {
             return Err(Error::new_up(ErrorType::ReadTimedout));
         }
+        ctx.transform.response_body(body, end)?;
         Ok(None)
+    }
+
+    /// An encoder's last bytes must be out before the trailers are.
+    async fn response_trailer_filter(&self, _: &mut Session, _: &mut HeaderMap, ctx: &mut Exchange) -> Result<Option<Bytes>> {
+        let mut rest = None;
+        ctx.transform.response_body(&mut rest, true)?;
+        Ok(rest)
     }
 
     async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, ctx: &mut Exchange) -> Result<()> {
@@ -249,8 +277,13 @@ impl ProxyHttp for Edge {
             ctx.upstream = ctx.attempt_began.map(|began| began.elapsed().saturating_sub(ctx.connect.unwrap_or_default()));
         }
         if response.status.is_informational() {
+            if response.status == StatusCode::SWITCHING_PROTOCOLS {
+                ctx.transform.pass.answered(false);
+            }
             return Ok(());
         }
+        let Some(route) = ctx.route.clone() else { return Ok(()) };
+        ctx.transform.answered(session, response, &route, &self.fetch, &self.ledger).await?;
         for name in super::hop_by_hop(&response.headers) {
             response.remove_header(&name);
         }
@@ -261,17 +294,24 @@ impl ProxyHttp for Edge {
                 Edit::Remove(name) => drop(response.remove_header(&name)),
             }
         }
-        Ok(())
+        ctx.transform.response_begins(session, response, &route)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Exchange) -> FailToProxy {
         if ctx.failure.is_none() {
             ctx.failure = Some(format!("{}: {}", error.esource().as_str(), error.etype().as_str()));
         }
+        if let Some((head, page)) = ctx.transform.page_alone.take() {
+            ctx.failure = Some("an error page in place of an answer without a body".to_owned());
+            return show(session, head, page).await;
+        }
         let Some(answer) = answer_to(error) else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
         let code = answer.status().as_u16();
+        if matches!(answer, Answer::BadGateway | Answer::Timeout) {
+            ctx.transform.pass.answered(true);
+        }
         if session.response_written().is_none_or(|head| head.status.is_informational())
             && let Err(error) = self.respond(session, ctx, answer).await
         {
@@ -322,7 +362,13 @@ impl Edge {
 
     async fn respond(&self, session: &mut Session, ctx: &mut Exchange, answer: Answer) -> Result<()> {
         let request = session.req_header();
+        let page = match &ctx.route {
+            Some(route) if !session.is_upgrade_req() => {
+                page_for(&answer, &request.headers, route, &self.limits, &self.fetch, &self.ledger).await
+            }
+            _ => None,
+        };
         let rendered = ctx.rendered(answer, &request.method, &request.headers);
-        write(session, rendered).await
+        write(session, rendered, page).await
     }
 }

@@ -114,6 +114,7 @@ impl Relay<'_> {
     /// The whole way.
     pub(super) async fn run(&mut self, route: &Route) -> Ended {
         let Some(timeouts) = self.ctx.forward().map(|(_, timeouts, _)| *timeouts) else { return Ended::Refused(Answer::Unavailable) };
+        self.client.be_patient(self.ctx.state.config.proxy.half_close);
         let gathered = self.request.body <= GATHERED;
         let length = usize::try_from(self.request.body).unwrap_or(usize::MAX);
         if gathered && length > 0 {
@@ -324,6 +325,7 @@ impl Relay<'_> {
                 return Ended::Refused(bad_gateway(self.ctx, &malformed.to_string()));
             }
         };
+        self.ctx.transform.pass.answered(head.status.is_server_error());
         let result = self.copy(&mut attempt, &mut down).await;
         self.bytes_in = self.bytes_in.max(attempt.up.passed);
         match result {

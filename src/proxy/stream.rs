@@ -91,6 +91,8 @@ pub struct PerConnection {
 pub struct HeadLimits {
     pub time: Duration,
     pub bytes: usize,
+    /// How long a request goes on once its client has shut its writing side down.
+    pub half_close: Duration,
 }
 
 /// A plain TCP connection from a client.
@@ -109,7 +111,7 @@ pub struct ClientStream {
     crowd: Arc<Notify>,
     yields: Option<Pin<Box<OwnedNotified>>>,
     /// Runs once the client has shut its writing side down, while its request is served.
-    half_closed: Option<Interval>,
+    half_closed: Option<(Interval, Instant)>,
     /// Runs from the head's first byte (for the first request: from the accept) until the head was read.
     deadline: Option<(u32, Pin<Box<Sleep>>)>,
     socket: Arc<SocketDigest>,
@@ -204,12 +206,16 @@ impl ClientStream {
     /// would end here. So while it only probes whether the client is there (it then reads a single byte), a connection has not
     /// ended before it is gone in both directions.
     fn await_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let looks = self.half_closed.get_or_insert_with(|| {
-            let mut looks = interval(LOOK);
+        let patience = self.limits.half_close;
+        let (looks, since) = self.half_closed.get_or_insert_with(|| {
+            let mut looks = interval(LOOK.min(patience.max(Duration::from_millis(1))));
             looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            looks
+            (looks, Instant::now())
         });
         while looks.poll_tick(cx).is_ready() {
+            if since.elapsed() >= patience {
+                return Poll::Ready(Ok(()));
+            }
             if let Some(error) = SockRef::from(self.inner.get_ref()).take_error()? {
                 return Poll::Ready(Err(error));
             }

@@ -29,6 +29,8 @@ const BACKLOG: u32 = 4096;
 const REST: Duration = Duration::from_millis(50);
 /// A connection that ends anyway is waited for so long before an idle one is asked to make room.
 const MOMENT: Duration = Duration::from_millis(20);
+/// More than any pool of the allocator holds, in bytes.
+const MUCH: usize = 8 << 20;
 /// A client that went without a word is found out after this.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -149,6 +151,8 @@ impl Serve for Acceptor {
         let mut stopping = self.stopping.clone();
         while tokio::time::timeout(SWEEP, stopping.wait_for(|stop| *stop)).await.is_err() {
             self.lean.sweep();
+            // The allocator looks for memory to give back when it is asked for much, and after a burst nobody asks.
+            drop(std::hint::black_box(Vec::<u8>::with_capacity(MUCH)));
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::diagnostic::{Diagnostic, Severity, render};
 use crate::provider::Health;
 use crate::provider::docker;
 use crate::provider::files::{self, Stack};
+use crate::proxy::limit::Limits;
 use crate::snapshot::{Snapshot, merge};
 use crate::state::{Difference, Live, State};
 use crate::store::SNAPSHOT;
@@ -117,6 +118,7 @@ pub struct Publisher {
     sources: Sources,
     pub live: Arc<Live>,
     pub ledger: Arc<Ledger>,
+    pub limits: Arc<Limits>,
     metrics: Arc<Metrics>,
 }
 
@@ -124,7 +126,8 @@ impl Publisher {
     /// Publishes the first state.
     pub fn new(config: watch::Receiver<Arc<Config>>, sources: Sources, metrics: Arc<Metrics>) -> Publisher {
         let empty = State::build(config.borrow().clone(), Arc::new(Snapshot::default()));
-        let mut publisher = Publisher { config, sources, live: Arc::new(Live::new(empty)), ledger: Arc::default(), metrics };
+        let live = Arc::new(Live::new(empty));
+        let mut publisher = Publisher { config, sources, live, ledger: Arc::default(), limits: Arc::default(), metrics };
         publisher.publish();
         publisher
     }
@@ -149,6 +152,7 @@ impl Publisher {
         let Some(difference) = self.live.publish(State::build(config, snapshot)) else { return };
         let state = self.live.load();
         self.ledger.prune(state.pools());
+        self.limits.keep(&state);
         self.metrics.keep_routes(state.routes.keys().map(String::as_str));
         let count = |severity| state.diagnostics.iter().filter(|finding| finding.severity == severity).count();
         self.metrics.set_diagnostics(count(Severity::Error), count(Severity::Warning), count(Severity::Info));

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::Recorder;
 use super::admission::Admission;
 use crate::provider::Health;
+use crate::proxy::limit::Limits;
 use crate::snapshot::Condition;
 use crate::state::Live;
 use crate::telemetry::admin::Admin;
@@ -20,6 +21,7 @@ use crate::upstream::Ledger;
 pub struct View {
     pub live: Arc<Live>,
     pub ledger: Arc<Ledger>,
+    pub limits: Arc<Limits>,
     pub recorder: Arc<Recorder>,
     pub health: Arc<Health>,
     pub connections: TaskTracker,
@@ -32,8 +34,9 @@ impl View {
     /// The view as the admin listener wants it.
     pub fn admin(self) -> Admin {
         let (live, metrics, view) = (self.live.clone(), self.recorder.metrics.clone(), Arc::new(self));
-        let now = view.clone();
-        Admin { live, metrics, now: Box::new(move || now.now()), ledger: Box::new(move || view.ledger()) }
+        let (now, limits) = (view.clone(), view.limits.clone());
+        let limits = Box::new(move || limits.now());
+        Admin { live, metrics, now: Box::new(move || now.now()), ledger: Box::new(move || view.ledger()), limits }
     }
 
     fn now(&self) -> Now {
@@ -53,6 +56,7 @@ impl View {
             connections: self.connections.len() as u64,
             connections_refused: self.admission.refused(),
             upstreams: self.upstreams(),
+            limits: self.limits.now(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::{Action, Route};
+use super::{Action, Aside, Route};
 use crate::auth::{self, Access};
 use crate::backup;
 use crate::certificate::{self, Tls};
@@ -110,7 +110,7 @@ impl<'a> Reader<'a> {
         gather(found);
         let (access, found) = auth::parse(spec);
         gather(found);
-        let (traffic, found) = traffic::parse(spec);
+        let (traffic, found) = traffic::parse(spec, &self.config.defaults);
         gather(found);
         let (tls, found) = certificate::parse(spec);
         gather(found);
@@ -204,6 +204,7 @@ impl<'a> Reader<'a> {
             access,
             traffic,
             tls,
+            aside: Aside::default(),
         };
         Some(Claim { service, spec, matching, route, weight: upstream.weight })
     }
@@ -405,12 +406,6 @@ mod tests {
             ("auth-bypass", "/hook"),
             ("forward-auth", "https://auth.example.com/"),
             ("basic-auth", "bob:$2y$05$abcdefghijklmnopqrstuv"),
-            ("rate-limit", "100/s burst 200 by ip"),
-            ("max-inflight", "10"),
-            ("max-body", "1MB"),
-            ("compress", "on"),
-            ("error-page", "5xx /busy.html"),
-            ("mirror", "shadow"),
             ("backup", "true"),
             ("owner", "staff"),
         ];

@@ -29,6 +29,9 @@ pub struct View {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed: Option<String>,
     pub tls: String,
+    /// As the labels have them, each on its own; also compression, mirror and error page.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
 }
 
 /// What happens to requests.
@@ -134,6 +137,7 @@ impl<'a> Context<'a> {
             access: access(&route.access),
             closed: route.access.closed.clone(),
             tls: tls(&route.tls),
+            limits: route.traffic.limits.words(),
         }
     }
 
@@ -353,6 +357,13 @@ mod tests {
             assert_eq!((view.access.as_str(), view.closed.is_some()), (access, closed), "{label:?}");
         }
         assert_eq!(view(&[host, ("skep.tls", "only"), ("skep.cert", "self"), ("skep.hsts", "60")]).tls, "only, cert self, hsts 60s");
+    }
+
+    #[test]
+    fn limits_in_words() {
+        let labels = [("skep.host", "a.de"), ("skep.rate-limit", "10/s"), ("skep.circuit", "on"), ("skep.compress", "on")];
+        let wanted = ["rate-limit 10/s burst 10 by ip", "circuit 50% of 20 in 10s for 15s", "compress"];
+        assert_eq!(view(&labels).limits, wanted);
     }
 
     #[test]

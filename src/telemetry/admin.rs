@@ -23,6 +23,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::prometheus::{CONTENT_TYPE, Metrics, Now};
 use crate::state::Live;
+use crate::traffic::LimitNow;
 
 /// Connections at one time; more wait.
 const CONNECTIONS: usize = 64;
@@ -39,6 +40,7 @@ const CONTENTS: &str = "\
 /diagnostics  findings about labels (JSON)
 /snapshot     what Docker said (JSON)
 /ledger       counters of the backends (JSON)
+/limits       counters and circuits of the routes (JSON)
 ";
 
 /// What the admin listener tells from.
@@ -49,6 +51,8 @@ pub struct Admin {
     pub now: Box<dyn Fn() -> Now + Send + Sync>,
     /// The counters of the backends.
     pub ledger: Box<dyn Fn() -> Value + Send + Sync>,
+    /// The limits of the routes that have any.
+    pub limits: Box<dyn Fn() -> Vec<LimitNow> + Send + Sync>,
 }
 
 /// Serves until `stopping` turns true (or its sender is gone); then answers what was asked and returns.
@@ -73,6 +77,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/diagnostics", get(diagnostics))
         .route("/snapshot", get(snapshot))
         .route("/ledger", get(ledger))
+        .route("/limits", get(limits))
         .fallback(unknown)
         .with_state(admin)
         .layer(middleware::from_fn(guard))
@@ -106,6 +111,10 @@ async fn snapshot(Shared(admin): Told) -> Response {
 
 async fn ledger(Shared(admin): Told) -> Response {
     Json((admin.ledger)()).into_response()
+}
+
+async fn limits(Shared(admin): Told) -> Response {
+    Json((admin.limits)()).into_response()
 }
 
 async fn unknown() -> Response {
@@ -240,6 +249,7 @@ mod tests {
             metrics: Arc::new(Metrics::new()),
             now: Box::new(move || Now { snapshot_age, ..Now::default() }),
             ledger: Box::new(|| serde_json::json!({ "backends": 0 })),
+            limits: Box::new(|| vec![LimitNow { route: "shop".into(), ..LimitNow::default() }]),
         })
     }
 

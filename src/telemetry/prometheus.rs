@@ -16,8 +16,9 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::Record;
 use super::tally::{Series, Tally, Timing, Totals};
+use super::{Record, limits};
+use crate::traffic::LimitNow;
 
 /// How [`Metrics::encode`]'s text is to be announced.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -41,6 +42,8 @@ pub struct Now {
     pub connections_refused: u64,
     /// Backends of the present table; one that several routes share may be named repeatedly.
     pub upstreams: Vec<UpstreamNow>,
+    /// Routes with limits.
+    pub limits: Vec<LimitNow>,
 }
 
 /// One backend at the moment of a scrape.
@@ -248,6 +251,7 @@ fn scraped(now: &Now) -> Registry {
     let help = "Connections of clients that had too many, closed at once";
     registry.register("skep_connections_refused", help, ConstCounter::new(now.connections_refused));
     upstreams(&mut registry, &now.upstreams);
+    limits::register(&mut registry, &now.limits);
     registry
 }
 
@@ -280,6 +284,7 @@ mod tests {
     use http::HeaderMap;
 
     use super::*;
+    use crate::traffic::circuit::Standing;
 
     static NO_HEADERS: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
 
@@ -432,7 +437,12 @@ mod tests {
     fn the_text_is_valid() {
         let metrics = Metrics::new();
         count(&metrics, Some("a\"b\\c\nd"), "GET", 200);
-        let text = metrics.encode(&Now { upstreams: vec![upstream("shop.1", true, 2)], ..now() });
+        let limits =
+            vec![LimitNow { route: "shop".into(), rate_limited: 3, circuit: Some(Standing::Open), mirrored: 2, ..LimitNow::default() }];
+        let text = metrics.encode(&Now { upstreams: vec![upstream("shop.1", true, 2)], limits, ..now() });
+        has(&text, r#"skep_rate_limited_total{route="shop"} 3"#);
+        has(&text, r#"skep_circuit_open{route="shop"} 1"#);
+        has(&text, r#"skep_mirrored_total{route="shop",result="sent"} 2"#);
         assert!(text.ends_with("# EOF\n"));
         let (mut announced, mut family, mut kind) = (HashSet::new(), String::new(), String::new());
         let sample = regex::Regex::new(r#"^([a-z_]+)(\{([a-z]+="([^"\\\n]|\\["\\n])*",?)*\})? [0-9.e+-]+$"#).unwrap();

@@ -309,7 +309,14 @@ mod tests {
 
     fn defaults() -> Defaults {
         let second = std::time::Duration::from_secs(1);
-        Defaults { timeout_connect: second, timeout_response: second, timeout_idle: second, timeout_request: None, retries: 2 }
+        Defaults {
+            timeout_connect: second,
+            timeout_response: second,
+            timeout_idle: second,
+            timeout_request: None,
+            retries: 2,
+            max_body: None,
+        }
     }
 
     /// Addresses with conditions, and finding codes.

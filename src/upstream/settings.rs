@@ -248,6 +248,7 @@ mod tests {
             timeout_idle: Duration::from_secs(61),
             timeout_request: None,
             retries: 2,
+            max_body: None,
         }
     }
 

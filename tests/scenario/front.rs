@@ -213,6 +213,8 @@ async fn at_the_limit_idle_connections_make_room_and_busy_ones_stay() {
         stream.write_all(&request("/status/204")).await.unwrap();
         assert!(stream.read(&mut [0_u8; 1000]).await.unwrap() > 0);
         idle.push(stream);
+        // Long enough for who was first to be known.
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let began = Instant::now();
     for _ in 0..10 {

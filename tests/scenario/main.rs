@@ -6,6 +6,7 @@ mod front;
 mod harness;
 mod hostile;
 mod lean;
+mod limits;
 mod seen;
 mod siege;
 mod swarm;
