@@ -2,6 +2,8 @@
 //! The shell in `proxy/pingora.rs` calls these functions at pingora's phases and makes no choice of its own.
 
 pub mod answer;
+mod attempt;
+pub mod clock;
 mod deadline;
 mod exchange;
 pub mod forwarded;

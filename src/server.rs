@@ -3,6 +3,7 @@
 
 pub mod demo;
 pub mod listener;
+mod probes;
 mod publish;
 mod view;
 
@@ -176,6 +177,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
         };
         tasks.spawn(admin::serve(listener, Arc::new(view.admin()), stopping));
     }
+    tasks.spawn(probes::follow(publisher.live.clone(), publisher.ledger.clone(), publisher.swapped.clone()));
     tasks.spawn(publisher.follow());
     for listener in listeners {
         tasks.spawn(acceptor.clone().accept(listener));

@@ -23,11 +23,11 @@ use crate::policy;
 use crate::route::{self, Conflict, Entry, HostPattern, Matcher, Table};
 use crate::snapshot::{Origin, Service, Snapshot};
 use crate::traffic::{self, Traffic};
-use crate::upstream::{self, Pool, Timeouts};
+use crate::upstream::{self, Pool, Retries, Timeouts};
 
 use claim::Claim;
 pub use explain::{Considered, Explanation};
-pub use listing::{ActionView, ShareView, TaskView, View};
+pub use listing::{ActionView, Ailment, ShareView, TaskView, View};
 
 /// What the table yields for a request.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +50,7 @@ pub enum Action {
     Forward {
         pool: Pool,
         timeouts: Timeouts,
-        retries: u32,
+        retries: Retries,
     },
     /// `redirect-from`: 301/308 to the same path and query on this host.
     RedirectHost(String),

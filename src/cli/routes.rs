@@ -2,6 +2,7 @@
 //! Findings are only counted here; `skep check` shows them.
 
 use crate::diagnostic::{Diagnostic, Severity, brief, summary};
+use crate::snapshot::Condition;
 use crate::state::{ActionView, ShareView, View};
 
 use super::source::Source;
@@ -18,8 +19,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
-    let (state, _) = args.source.read()?.state();
-    let routes = state.list();
+    let (state, ledger) = args.source.read()?.state();
+    let routes = state.list_with(&|backend| ledger.get(&*backend.id)?.ailment.clone());
     if args.json {
         output::json(&serde_json::json!({ "routes": routes, "findings": state.diagnostics }))?;
     } else {
@@ -33,7 +34,17 @@ fn text(routes: &[View], findings: &[Diagnostic]) -> String {
     let head = ["ROUTE", "SERVICE", "DIALECT", "TASKS", "ACCESS", "ACTION", "MATCHES"].map(str::to_owned).to_vec();
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(routes.iter().map(row)).collect();
     let table = if routes.is_empty() { String::new() } else { output::aligned(&rows, 0) + "\n" };
-    format!("{table}{}; {}\n", output::count(routes.len(), "route"), summary(findings))
+    let ailing: String = routes.iter().flat_map(ailing).collect();
+    format!("{table}{ailing}{}; {}\n", output::count(routes.len(), "route"), summary(findings))
+}
+
+/// Tasks that are up and get no requests all the same: only the edge knows why, so it is said here.
+fn ailing(view: &View) -> Vec<String> {
+    let ActionView::Forward { services, .. } = &view.action else { return Vec::new() };
+    let tasks =
+        services.iter().flat_map(|share| &share.tasks).filter(|task| task.condition == Condition::Healthy && task.address.is_some());
+    let told = tasks.filter_map(|task| Some(format!("{}: {} gets nothing: {}", view.id, task.task, task.why.as_ref()?)));
+    told.map(|line| output::harmless(&line) + "\n").collect()
 }
 
 fn row(view: &View) -> Vec<String> {

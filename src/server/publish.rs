@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -117,6 +117,8 @@ pub struct Publisher {
     sources: Sources,
     pub live: Arc<Live>,
     pub ledger: Arc<Ledger>,
+    /// Told of each new state.
+    pub swapped: Arc<Notify>,
     metrics: Arc<Metrics>,
 }
 
@@ -124,7 +126,8 @@ impl Publisher {
     /// Publishes the first state.
     pub fn new(config: watch::Receiver<Arc<Config>>, sources: Sources, metrics: Arc<Metrics>) -> Publisher {
         let empty = State::build(config.borrow().clone(), Arc::new(Snapshot::default()));
-        let mut publisher = Publisher { config, sources, live: Arc::new(Live::new(empty)), ledger: Arc::default(), metrics };
+        let mut publisher =
+            Publisher { config, sources, live: Arc::new(Live::new(empty)), ledger: Arc::default(), swapped: Arc::default(), metrics };
         publisher.publish();
         publisher
     }
@@ -146,9 +149,12 @@ impl Publisher {
     fn publish(&mut self) {
         let config = self.config.borrow_and_update().clone();
         let snapshot = Arc::new(self.sources.snapshot());
-        let Some(difference) = self.live.publish(State::build(config, snapshot)) else { return };
+        let state = State::build(config, snapshot);
+        self.ledger.admit(state.pools());
+        let Some(difference) = self.live.publish(state) else { return };
         let state = self.live.load();
         self.ledger.prune(state.pools());
+        self.swapped.notify_one();
         self.metrics.keep_routes(state.routes.keys().map(String::as_str));
         let count = |severity| state.diagnostics.iter().filter(|finding| finding.severity == severity).count();
         self.metrics.set_diagnostics(count(Severity::Error), count(Severity::Warning), count(Severity::Info));

@@ -7,19 +7,20 @@ use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
 
 use super::Recorder;
-use crate::provider::Health;
+use crate::provider;
+use crate::proxy::clock;
 use crate::snapshot::Condition;
 use crate::state::Live;
 use crate::telemetry::admin::Admin;
 use crate::telemetry::prometheus::{Now, UpstreamNow};
-use crate::upstream::Ledger;
+use crate::upstream::{Fitness, Health, Ledger, Verdict};
 
 /// The places that are looked at.
 pub struct View {
     pub live: Arc<Live>,
     pub ledger: Arc<Ledger>,
     pub recorder: Arc<Recorder>,
-    pub health: Arc<Health>,
+    pub health: Arc<provider::Health>,
     pub connections: TaskTracker,
     /// Without an engine, the stack files are all there is to know, and they are always read.
     pub docker: bool,
@@ -29,8 +30,14 @@ impl View {
     /// The view as the admin listener wants it.
     pub fn admin(self) -> Admin {
         let (live, metrics, view) = (self.live.clone(), self.recorder.metrics.clone(), Arc::new(self));
-        let now = view.clone();
-        Admin { live, metrics, now: Box::new(move || now.now()), ledger: Box::new(move || view.ledger()) }
+        let (now, ledger) = (view.clone(), view.ledger.clone());
+        Admin {
+            live,
+            metrics,
+            now: Box::new(move || now.now()),
+            ledger: Box::new(move || view.ledger()),
+            ailment: Box::new(move |backend| ledger.ailment(&backend.id, clock::now())),
+        }
     }
 
     fn now(&self) -> Now {
@@ -48,15 +55,18 @@ impl View {
             access_log_dropped: self.recorder.log.dropped(),
             connections: self.connections.len() as u64,
             upstreams: self.upstreams(),
+            refused_retries: self.ledger.refused_retries(),
         }
     }
 
     fn upstreams(&self) -> Vec<UpstreamNow> {
-        let state = self.live.load();
+        let (state, now) = (self.live.load(), clock::now());
         let backends = state.pools().flat_map(|pool| &pool.groups).flat_map(|group| &group.backends);
         backends
             .map(|backend| {
                 let stats = self.ledger.stats(&backend.id);
+                let health = stats.as_ref().map(|stats| stats.health());
+                let fitness = health.map(|health| health.fitness(now));
                 UpstreamNow {
                     service: backend.service.clone(),
                     task: backend.task.clone(),
@@ -65,6 +75,10 @@ impl View {
                     in_flight: stats.as_ref().map_or(0, |stats| stats.in_flight()),
                     requests: stats.as_ref().map_or(0, |stats| stats.requests()),
                     failures: stats.as_ref().map_or(0, |stats| stats.failures()),
+                    ejected: matches!(fitness, Some(Fitness::Ejected(_))),
+                    ejections: health.map_or(0, Health::ejections),
+                    check: health.and_then(Health::checked).map(|checked| checked.verdict == Verdict::Passing),
+                    ailment: health.and_then(|health| health.ailment(now)),
                 }
             })
             .collect()
@@ -75,6 +89,7 @@ impl View {
         let counters = |upstream: UpstreamNow| {
             let value = serde_json::json!({
                 "in_flight": upstream.in_flight, "requests": upstream.requests, "failures": upstream.failures,
+                "ejections": upstream.ejections, "ailment": upstream.ailment,
             });
             (upstream.backend.to_string(), value)
         };

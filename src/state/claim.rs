@@ -13,10 +13,10 @@ use crate::config::Config;
 use crate::diagnostic::{Diagnostic, Place, Severity};
 use crate::label::{self, Dialect, Key, RouteSpec, ServiceSpec, Value};
 use crate::policy;
-use crate::route::{self, Matching};
+use crate::route::{self, HostPattern, Matching};
 use crate::snapshot::{Labels, Origin, Service, Snapshot};
 use crate::traffic::{self, Traffic};
-use crate::upstream::{self, Group, Pool};
+use crate::upstream::{self, Check, Group, Pool, Retries};
 
 /// One route that a service asks for.
 #[derive(Debug)]
@@ -193,20 +193,31 @@ impl<'a> Reader<'a> {
         let (backends, found) = upstream::backends(service, &spec, &upstream, &self.snapshot.engine.edge, &self.snapshot.names);
         own.extend(found);
         let name: Arc<str> = Arc::from(service.name.as_str());
-        let group = Group { service: Arc::clone(&name), weight: upstream.weight.unwrap_or(1), backends };
+        let check = upstream.check.map(|check| Arc::new(Check { host: first_host(&matching), ..check }));
+        let group = Group { service: Arc::clone(&name), weight: upstream.weight.unwrap_or(1), backends, check };
+        let retry_on = Some(upstream.retry_on).filter(|on| !on.is_empty());
+        let retries = Retries { most: upstream.retries, on: retry_on.map(Arc::from) };
         let pool = Pool { groups: vec![group], balance: upstream.balance, sticky: upstream.sticky };
         let route = Route {
             id: if spec.name.is_empty() { Arc::clone(&name) } else { Arc::from(format!("{name}/{}", spec.name)) },
             service: name,
             origin: service.origin,
             dialect: spec.dialect,
-            action: Action::Forward { pool, timeouts: upstream.timeouts, retries: upstream.retries },
+            action: Action::Forward { pool, timeouts: upstream.timeouts, retries },
             access,
             traffic,
             tls,
         };
         Some(Claim { service, spec, matching, route, weight: upstream.weight })
     }
+}
+
+/// A host that the route's requests name, for those that the edge makes itself: applications refuse hosts that they do not know.
+fn first_host(matching: &Matching) -> Option<String> {
+    matching.alternatives.iter().flat_map(|matcher| &matcher.hosts).find_map(|host| match host {
+        HostPattern::Exact(host) => Some(host.clone()),
+        HostPattern::Any | HostPattern::Wildcard(_) => None,
+    })
 }
 
 /// The users of this dialect are used to requests that may take an hour.

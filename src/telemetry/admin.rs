@@ -23,6 +23,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::prometheus::{CONTENT_TYPE, Metrics, Now};
 use crate::state::Live;
+use crate::upstream::Backend;
 
 /// Connections at one time; more wait.
 const CONNECTIONS: usize = 64;
@@ -49,7 +50,12 @@ pub struct Admin {
     pub now: Box<dyn Fn() -> Now + Send + Sync>,
     /// The counters of the backends.
     pub ledger: Box<dyn Fn() -> Value + Send + Sync>,
+    /// Why a backend that is up gets no requests, in words.
+    pub ailment: Ailment,
 }
+
+/// Asked of each backend when the routes are told.
+pub type Ailment = Box<dyn Fn(&Backend) -> Option<String> + Send + Sync>;
 
 /// Serves until `stopping` turns true (or its sender is gone); then answers what was asked and returns.
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>, mut stopping: watch::Receiver<bool>) {
@@ -93,7 +99,7 @@ async fn readiness(Shared(admin): Told) -> (StatusCode, &'static str) {
 }
 
 async fn routes(Shared(admin): Told) -> Response {
-    Json(admin.live.load().list()).into_response()
+    Json(admin.live.load().list_with(&*admin.ailment)).into_response()
 }
 
 async fn diagnostics(Shared(admin): Told) -> Response {
@@ -240,6 +246,7 @@ mod tests {
             metrics: Arc::new(Metrics::new()),
             now: Box::new(move || Now { snapshot_age, ..Now::default() }),
             ledger: Box::new(|| serde_json::json!({ "backends": 0 })),
+            ailment: Box::new(|_| None),
         })
     }
 

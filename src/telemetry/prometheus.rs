@@ -46,6 +46,8 @@ pub struct Now {
     pub connections: u64,
     /// Backends of the present table; one that several routes share may be named repeatedly.
     pub upstreams: Vec<UpstreamNow>,
+    /// By service.
+    pub refused_retries: Vec<(Arc<str>, u64)>,
 }
 
 /// One backend at the moment of a scrape.
@@ -61,6 +63,12 @@ pub struct UpstreamNow {
     pub requests: u64,
     /// Requests that it failed.
     pub failures: u64,
+    pub ejected: bool,
+    pub ejections: u64,
+    /// Its active check passes; `None`: it has none.
+    pub check: Option<bool>,
+    /// Why it gets no requests, in words.
+    pub ailment: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -279,6 +287,11 @@ fn scraped(now: &Now) -> Registry {
     connections.set(now.connections as f64);
     registry.register("skep_connections", "Open client connections", connections);
     upstreams(&mut registry, &now.upstreams);
+    let refused = Family::<ByService, Counter>::default();
+    for (service, count) in &now.refused_retries {
+        refused.get_or_create(&ByService { service: Arc::clone(service) }).inc_by(*count);
+    }
+    registry.register("skep_retry_budget_exhausted", "Retries that were refused because there were too many of late", refused);
     registry
 }
 
@@ -286,6 +299,8 @@ fn upstreams(registry: &mut Registry, upstreams: &[UpstreamNow]) {
     let by_service = Family::<ByService, Gauge>::default();
     let (healthy, in_flight) = (Family::<ByBackend, Gauge>::default(), Family::<ByBackend, Gauge>::default());
     let (requests, failures) = (Family::<ByBackend, Counter>::default(), Family::<ByBackend, Counter>::default());
+    let (ejected, check) = (Family::<ByBackend, Gauge>::default(), Family::<ByBackend, Gauge>::default());
+    let ejections = Family::<ByBackend, Counter>::default();
     let mut seen = HashSet::new();
     for upstream in upstreams.iter().filter(|upstream| seen.insert(&*upstream.backend)) {
         let UpstreamNow { service, task, backend, .. } = upstream.clone();
@@ -295,12 +310,20 @@ fn upstreams(registry: &mut Registry, upstreams: &[UpstreamNow]) {
         in_flight.get_or_create(&labels).set(i64::from(upstream.in_flight));
         requests.get_or_create(&labels).inc_by(upstream.requests);
         failures.get_or_create(&labels).inc_by(upstream.failures);
+        ejected.get_or_create(&labels).set(i64::from(upstream.ejected));
+        ejections.get_or_create(&labels).inc_by(upstream.ejections);
+        if let Some(up) = upstream.check {
+            check.get_or_create(&labels).set(i64::from(up));
+        }
     }
     registry.register("skep_requests_in_flight", "Requests that a service is at work on", by_service);
     registry.register("skep_upstream_healthy", "1 where a task may get traffic", healthy);
     registry.register("skep_upstream_in_flight", "Requests that a task is at work on", in_flight);
     registry.register("skep_upstream_requests", "Requests begun on a task", requests);
     registry.register("skep_upstream_failures", "Requests that a task failed: no connection, broken off, too late", failures);
+    registry.register("skep_upstream_ejected", "1 while a task gets no requests because of failures in a row", ejected);
+    registry.register("skep_upstream_ejections", "Times that a task was ejected", ejections);
+    registry.register("skep_upstream_check_up", "1 where a task's active check passes", check);
 }
 
 fn observe(histogram: &Histogram, duration: Option<Duration>) {
@@ -351,7 +374,19 @@ mod tests {
 
     fn upstream(task: &str, healthy: bool, in_flight: u32) -> UpstreamNow {
         let backend = format!("shop/{task}@10.0.0.1:80");
-        UpstreamNow { service: "shop".into(), task: task.into(), backend: backend.into(), healthy, in_flight, requests: 7, failures: 1 }
+        UpstreamNow {
+            service: "shop".into(),
+            task: task.into(),
+            backend: backend.into(),
+            healthy,
+            in_flight,
+            requests: 7,
+            failures: 1,
+            ejected: !healthy,
+            ejections: 2,
+            check: healthy.then_some(true),
+            ailment: None,
+        }
     }
 
     fn now() -> Now {
