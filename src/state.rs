@@ -102,10 +102,17 @@ impl State {
 
     /// The pools of all routes: what the ledger is pruned by.
     pub fn pools(&self) -> impl Iterator<Item = &Pool> {
-        self.routes.values().filter_map(|listing| match &listing.route.action {
+        self.routes.values().filter_map(|listing| listing.route.pool())
+    }
+}
+
+impl Route {
+    /// Where its requests go; `None`: to nobody.
+    pub fn pool(&self) -> Option<&Pool> {
+        match &self.action {
             Action::Forward { pool, .. } => Some(pool),
             Action::RedirectHost(_) => None,
-        })
+        }
     }
 }
 

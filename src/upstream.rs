@@ -21,7 +21,7 @@ use crate::label::Key;
 use crate::snapshot::Condition;
 
 pub use address::backends;
-pub use check::{Checked, Verdict, checks};
+pub use check::{Checked, Verdict, checks, checks_differ};
 pub use ejection::Change;
 pub use health::{Fitness, Health};
 pub use ledger::{InFlight, Ledger, Stats};

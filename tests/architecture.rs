@@ -127,7 +127,7 @@ fn imports_go_down_only() {
     let mut wrong = Vec::new();
     let mut edges = 0;
     for source in sources.iter().filter(|source| !ASSEMBLERS.contains(&source.parent.as_str())) {
-        let acting = source.child.is_some() && !is_pure_child(&source);
+        let acting = source.child.is_some() && !is_pure_child(source);
         let own = if acting { 5 } else { rank(&source.parent) };
         for (module, child) in imports(&source.code) {
             edges += 1;

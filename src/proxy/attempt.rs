@@ -97,7 +97,6 @@ impl Exchange {
 
     fn succeeded(&self) {
         let (Some(in_flight), Some(began)) = (&self.in_flight, self.attempt_began) else { return };
-        // The clock is read again only where something was wrong.
         if let Some(change) = in_flight.succeeded(clock::now(), clock::at(began)) {
             self.say(change, None);
         }

@@ -90,6 +90,7 @@ impl<'a> Reader<'a> {
         let claims = read.into_iter().filter_map(|(route, features)| self.claim(service, route, features, closed.as_deref(), &mut own));
         let mut claims: Vec<Claim<'a>> = claims.collect();
         settle(&mut claims, &mut own);
+        own.extend(other_check(&claims));
         if let Some(claim) =
             claims.iter().find(|claim| claim.spec.dialect == Dialect::Haproxy && claim.spec.get("timeout-response").is_none())
         {
@@ -210,6 +211,20 @@ impl<'a> Reader<'a> {
         };
         Some(Claim { service, spec, matching, route, weight: upstream.weight })
     }
+}
+
+/// A task is asked one thing; where routes of a service want to know different ones, the first route by name is heard.
+fn other_check(claims: &[Claim<'_>]) -> Option<Diagnostic> {
+    let mut pools: Vec<_> = claims.iter().filter_map(|claim| Some((claim, claim.route.pool()?))).collect();
+    pools.sort_by(|(one, _), (other, _)| one.route.id.cmp(&other.route.id));
+    let ((first, heard), rest) = pools.split_first()?;
+    let (other, _) = rest.iter().find(|(_, pool)| upstream::checks_differ(heard, pool))?;
+    let message = format!("route `{}` has another check of the same tasks, and that one counts", first.route.id);
+    let finding = Diagnostic::warning("several-checks", message).help("give all routes of the service the same `health-` labels");
+    Some(match other.spec.get("health-path") {
+        Some(value) => finding.at(value.key_place()),
+        None => finding,
+    })
 }
 
 /// A host that the route's requests name, for those that the edge makes itself: applications refuse hosts that they do not know.

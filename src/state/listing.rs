@@ -54,6 +54,9 @@ pub enum ActionView {
 pub struct ShareView {
     pub service: String,
     pub weight: u32,
+    /// What every task must answer well, `/health every 10s`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check: Option<String>,
     pub tasks: Vec<TaskView>,
 }
 
@@ -151,7 +154,12 @@ impl<'a> Context<'a> {
     }
 
     fn shares(&self, pool: &Pool) -> Vec<ShareView> {
-        let view = |group: &Group| ShareView { service: group.service.to_string(), weight: group.weight, tasks: self.tasks(group) };
+        let view = |group: &Group| ShareView {
+            service: group.service.to_string(),
+            weight: group.weight,
+            check: group.check.as_ref().map(|check| format!("{} every {:?}", check.path, check.interval)),
+            tasks: self.tasks(group),
+        };
         pool.groups.iter().map(view).collect()
     }
 

@@ -73,6 +73,15 @@ pub fn checks<'a>(pools: impl IntoIterator<Item = &'a Pool>) -> BTreeMap<Arc<str
     checks
 }
 
+/// Do two pools want to ask one task different things? Only one of the two can be asked.
+pub fn checks_differ(one: &Pool, other: &Pool) -> bool {
+    let asked = |pool| checks([pool]);
+    let (one, other) = (asked(one), asked(other));
+    // Which host is asked for follows from the route and is nobody's wish.
+    let same = |one: &Check, other: &Check| Check { host: None, ..one.clone() } == Check { host: None, ..other.clone() };
+    one.iter().any(|(id, (_, check))| other.get(id).is_some_and(|(_, other)| !same(check, other)))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
