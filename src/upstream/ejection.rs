@@ -81,8 +81,7 @@ impl Standing {
     /// Comes back now for another reason than an answered request, in slow start as well.
     pub fn welcome(&mut self, now: Moment) {
         if !self.is_ejected(now) {
-            self.until = now;
-            self.since = self.since.min(now);
+            (self.since, self.until) = (now, now);
         }
     }
 
@@ -115,9 +114,9 @@ pub fn share(until: Moment, now: Moment) -> u64 {
     }
 }
 
-/// From when on a backend has its full share again.
+/// From when on a backend has its full share again; the beginning of time where it always had.
 pub fn recovered(until: Moment) -> Moment {
-    Moment(until.0 + SLOW_START)
+    if until.0 == 0 { until } else { Moment(until.0 + SLOW_START) }
 }
 
 /// Up to a tenth longer or shorter, so that edges and backends do not come back all at once.

@@ -173,12 +173,12 @@ async fn a_small_body_is_kept_for_the_retry_and_a_large_one_is_not() {
         let builder = http::Request::put("/echo-length").header("host", "web.test");
         builder.body(Full::new(Bytes::from(vec![b'x'; size]))).unwrap()
     };
-    for _ in 0..20 {
+    for _ in 0..40 {
         let reply = send(edge.http, put(10_000)).await;
         assert_eq!(reply.status, 200);
         assert_eq!(reply.upstream_saw("content-length"), "10000");
     }
-    assert_eq!((sick.heads(), well.seen()), (5, 20));
+    assert_eq!((sick.heads(), well.seen()), (5, 40));
     let broken = edge_for(&[sick.address, sick.address], &[]).await;
     assert_eq!(send(broken.http, put(1_000_000)).await.status, 502);
 }
@@ -200,7 +200,7 @@ async fn an_outage_is_not_multiplied() {
 async fn retry_on_says_which_answers_are_not_the_last_word() {
     let (sick, well) = (Sick::start(Vice::Answers(429)).await, Upstream::start("well").await);
     let edge = edge_for(&[sick.address, well.address], &[("skep.retry-on", "429")]).await;
-    for _ in 0..20 {
+    for _ in 0..40 {
         assert_eq!(get_path(edge.http, "web.test", "/").await.header("x-upstream"), "well");
     }
     assert!(sick.heads() > 5, "an application's answer does not eject");
