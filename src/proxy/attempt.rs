@@ -131,14 +131,17 @@ impl Exchange {
         if !retries.allow(failure, &attempt) || timeouts.request.is_some_and(|whole| self.began.elapsed() >= whole) {
             return false;
         }
+        // Who belongs to a task stays with it, as long as another attempt is left for the case that it is gone.
+        let belongs = pool.binds() && self.attempts < retries.most;
         let now = clock::now();
-        self.tried.push(backend.id.clone());
+        let id = backend.id.clone();
+        self.tried.push(id);
         let other = match failure {
             // A sick task's answer is better than none at all.
             Failure::Status(_) => pool.has_fit(ledger, &self.tried, now),
             _ => pool.pick(ledger, Affinity::default(), &self.tried, now, 0).is_some(),
         };
-        let same = !other && failure == Failure::Stale;
+        let same = failure == Failure::Stale && (!other || belongs);
         if same {
             self.tried.pop();
         }

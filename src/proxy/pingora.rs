@@ -102,7 +102,10 @@ impl ProxyHttp for Edge {
     }
 
     fn fail_to_connect(&self, session: &mut Session, _peer: &HttpPeer, ctx: &mut Exchange, mut error: Box<Error>) -> Box<Error> {
-        let elsewhere = ctx.attempt_failed(&self.ledger, Failure::Connect, sending(session, false)) == Retry::Elsewhere;
+        // Without a socket of our own, no task was asked.
+        let ours = matches!(error.etype(), ErrorType::SocketError | ErrorType::BindError | ErrorType::InternalError);
+        let failure = if ours { Failure::Edge } else { Failure::Connect };
+        let elsewhere = ctx.attempt_failed(&self.ledger, failure, sending(session, false)) == Retry::Elsewhere;
         ctx.failure = Some(format!("connect: {}", error.etype().as_str()));
         error.set_retry(elsewhere);
         error
@@ -349,5 +352,6 @@ fn failure(error: &Error, reused: bool) -> Failure {
 fn is_unsent(error: &Error) -> bool {
     let heading = |context: &str| matches!(context, "while writing request headers" | "flushing request header");
     let broken_head = *error.etype() == ErrorType::WriteError && error.context.as_ref().is_some_and(|context| heading(context.as_str()));
-    broken_head || error.retry == RetryType::Decided(true)
+    // Of invalid HTTP/2 it marks all streams, whatever the upstream did with them.
+    broken_head || (error.retry == RetryType::Decided(true) && *error.etype() != ErrorType::InvalidH2)
 }

@@ -39,6 +39,11 @@ impl Pool {
         })
     }
 
+    /// Does a client belong to a task of its own?
+    pub fn binds(&self) -> bool {
+        self.sticky.is_some() || matches!(self.balance, Balance::HashIp | Balance::HashHeader(_) | Balance::HashCookie(_))
+    }
+
     /// Is there a backend, not in `tried`, that is not known to be sick?
     pub fn has_fit(&self, ledger: &Ledger, tried: &[Arc<str>], now: Moment) -> bool {
         let backends = self.groups.iter().flat_map(|group| &group.backends);

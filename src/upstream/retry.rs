@@ -10,6 +10,8 @@ use super::RetryOn;
 /// Why an attempt on a task failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
+    /// The edge itself could not even begin to connect: it is out of sockets.
+    Edge,
     /// No connection: nothing of the request left the edge.
     Connect,
     /// The connection broke, or carried no HTTP, before the answer began.
@@ -30,7 +32,7 @@ impl Failure {
 
     /// Does it say something of the task? A kept connection may be closed by anyone at any time.
     pub fn blames_the_task(self) -> bool {
-        self != Failure::Stale
+        !matches!(self, Failure::Stale | Failure::Edge)
     }
 
     /// Overload looks the same on every task: then sending everything to the others would take them down too.
@@ -42,6 +44,7 @@ impl Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Failure::Edge => formatter.write_str("the edge has no socket left"),
             Failure::Connect => formatter.write_str("no connection"),
             Failure::Reset => formatter.write_str("the connection broke before the answer"),
             Failure::Stale => formatter.write_str("a kept connection broke before the answer"),
@@ -81,7 +84,7 @@ impl Retries {
         if attempt.attempts > self.most || !attempt.kept {
             return false;
         }
-        if failure == Failure::Connect || !attempt.sent {
+        if matches!(failure, Failure::Connect | Failure::Edge) || !attempt.sent {
             return true;
         }
         attempt.method.is_idempotent() && self.covers(failure, attempt)
@@ -90,7 +93,7 @@ impl Retries {
     fn covers(&self, failure: Failure, attempt: &Attempt<'_>) -> bool {
         let named = |reason: RetryOn| self.on.as_ref().map(|on| on.contains(&reason));
         match failure {
-            Failure::Connect | Failure::Reset | Failure::Stale => true,
+            Failure::Edge | Failure::Connect | Failure::Reset | Failure::Stale => true,
             // Once: the client waits for the second answer as long as for the first.
             Failure::Timeout => attempt.timeouts <= 1 && named(RetryOn::Timeout).unwrap_or(attempt.method.is_safe()),
             Failure::Status(status) => !attempt.rpc && named(RetryOn::Status(status)).unwrap_or(Failure::by_status(status).is_some()),

@@ -136,7 +136,11 @@ async fn rolling_updates_and_killed_tasks_lose_no_request() {
         let took = began.elapsed();
         load.until(5_000).await;
         let (answered, failures) = load.end().await;
-        eprintln!("{order}, {replicas} replicas: {answered} answered, {} failed; the update took {took:?}", failures.len());
+        let retried = log(&edge).lines().filter(|line| line.contains("\"retries\":")).count();
+        eprintln!(
+            "{order}, {replicas} replicas: {answered} answered, {} failed, {retried} retried so far; the update took {took:?}",
+            failures.len()
+        );
         assert!(failures.is_empty(), "{order}, {replicas} replicas: of {answered}: {failures:?}\n{}", log(&edge));
         all += answered;
     }

@@ -110,6 +110,24 @@ async fn idempotent_requests_go_elsewhere_and_the_sick_task_is_ejected() {
 }
 
 #[tokio::test]
+async fn people_are_told_which_task_gets_nothing_and_why() {
+    let (sick, well) = (Sick::start(Vice::ClosesAtOnce).await, Upstream::start("well").await);
+    let edge = edge_for(&[sick.address, well.address], &[]).await;
+    for _ in 0..40 {
+        get_path(edge.http, "web.test", "/").await;
+    }
+    let reason = format!("{} gets nothing: ejected for", sick.address);
+    for (command, wanted) in [(&["routes"][..], &*reason), (&["explain", "http://web.test/"], "gets nothing: ejected for")] {
+        let mut skep = std::process::Command::new(env!("CARGO_BIN_EXE_skep"));
+        skep.args(command).args(["--admin", &edge.admin.to_string()]);
+        // The edge is in this process and must go on meanwhile.
+        let output = tokio::task::spawn_blocking(move || skep.output().unwrap()).await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains(wanted), "{command:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[tokio::test]
 async fn a_task_that_accepts_and_never_answers_is_gone_round() {
     let (sick, well) = (Sick::start(Vice::NeverAnswers).await, Upstream::start("well").await);
     let edge = edge_for(&[sick.address, well.address], &[("skep.timeout-response", "150ms")]).await;
@@ -265,4 +283,66 @@ async fn checks_speak_the_scheme_of_the_route() {
         assert!(began.elapsed() < Duration::from_secs(10), "{}", get_path(edge.admin, "localhost", "/routes").await.body);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// An HTTP/2 task that resets every stream for this reason, or answers.
+async fn over_h2(resets: Option<h2::Reason>) -> Sick {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, heads) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let counted = heads.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let counted = counted.clone();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    counted.fetch_add(1, Ordering::SeqCst);
+                    match resets {
+                        Some(reason) => respond.send_reset(reason),
+                        None => drop(respond.send_response(http::Response::new(()), true).unwrap()),
+                    }
+                }
+            });
+        }
+    });
+    Sick { address, heads }
+}
+
+#[tokio::test]
+async fn a_refused_stream_is_sent_elsewhere_and_a_broken_one_only_where_that_is_safe() {
+    // reason, method, how many of 30 are answered well
+    let table = [
+        (h2::Reason::REFUSED_STREAM, "POST", 30),
+        (h2::Reason::REFUSED_STREAM, "GET", 30),
+        (h2::Reason::INTERNAL_ERROR, "GET", 30),
+        (h2::Reason::INTERNAL_ERROR, "POST", 25),
+    ];
+    for (reason, method, wanted) in table {
+        let (sick, well) = (over_h2(Some(reason)).await, over_h2(None).await);
+        let edge = edge_for(&[sick.address, well.address], &[("skep.scheme", "h2c")]).await;
+        let mut answered = 0;
+        for _ in 0..30 {
+            answered += usize::from(send(edge.http, request(method, "web.test", "/", &[])).await.status == 200);
+        }
+        assert_eq!((answered, sick.heads()), (wanted, 5), "{reason:?} {method}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_over_http2_is_kept_for_the_retry_too() {
+    let (sick, well) = (Sick::start(Vice::ClosesAfterTheHead).await, Upstream::start("well").await);
+    let addresses = format!("{}, {}", sick.address, well.address);
+    let labels = stack(&[("skep.host", "web.test"), ("skep.address", &addresses)]);
+    let edge = Edge::with_config(&labels, |config| config.proxy.h2c = true).await;
+    let stream = TcpStream::connect(edge.http).await.unwrap();
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, hyper_util::rt::TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..40 {
+        let put = http::Request::put("http://web.test/").body(Full::new(Bytes::from(vec![b'x'; 20_000]))).unwrap();
+        let answer = sender.send_request(put).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()["x-upstream"], "well");
+    }
+    assert_eq!((sick.heads(), well.seen()), (5, 40));
 }
