@@ -41,7 +41,7 @@ impl Exchange {
     /// Picks a task for the next attempt and counts it. Our own answer, where there is none.
     pub(super) fn next_backend(&mut self, ledger: &Ledger, headers: &HeaderMap) -> Result<Chosen, Answer> {
         let Some((pool, _, _)) = self.forward() else { return Err(Answer::Unavailable) };
-        let began = if self.attempts == 0 { self.began } else { Instant::now() };
+        let began = Instant::now();
         let now = clock::at(began);
         let fresh = self.fresh;
         let again = self.backend.as_ref().filter(|_| fresh);

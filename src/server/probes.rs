@@ -34,6 +34,10 @@ struct Probe {
 
 /// Asks whom the state says, until it is dropped; `swapped` tells of a new state.
 pub async fn follow(live: Arc<Live>, ledger: Arc<Ledger>, swapped: Arc<Notify>) {
+    // Most have none, and need not read the machine's authorities.
+    while checks(live.load().pools()).is_empty() {
+        swapped.notified().await;
+    }
     let trust = match tokio::task::spawn_blocking(Trust::of_this_machine).await {
         Ok(Ok(trust)) => trust,
         Ok(Err(error)) => return tracing::error!(%error, "no active checks: TLS cannot be set up"),

@@ -67,18 +67,19 @@ impl View {
                 let stats = self.ledger.stats(&backend.id);
                 let health = stats.as_ref().map(|stats| stats.health());
                 let fitness = health.map(|health| health.fitness(now));
+                let ailment = health.and_then(|health| health.ailment(now));
                 UpstreamNow {
                     service: backend.service.clone(),
                     task: backend.task.clone(),
                     backend: backend.id.clone(),
-                    healthy: backend.condition == Condition::Healthy,
+                    healthy: backend.condition == Condition::Healthy && ailment.is_none(),
                     in_flight: stats.as_ref().map_or(0, |stats| stats.in_flight()),
                     requests: stats.as_ref().map_or(0, |stats| stats.requests()),
                     failures: stats.as_ref().map_or(0, |stats| stats.failures()),
                     ejected: matches!(fitness, Some(Fitness::Ejected(_))),
                     ejections: health.map_or(0, Health::ejections),
                     check: health.and_then(Health::checked).map(|checked| checked.verdict == Verdict::Passing),
-                    ailment: health.and_then(|health| health.ailment(now)),
+                    ailment,
                 }
             })
             .collect()

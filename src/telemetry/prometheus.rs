@@ -438,7 +438,7 @@ mod tests {
         metrics.swapped();
         metrics.set_diagnostics(1, 2, 3);
         let upstreams = vec![upstream("shop.1", true, 2), upstream("shop.2", false, 1), upstream("shop.1", true, 2)];
-        let text = metrics.encode(&Now { upstreams, ..now() });
+        let text = metrics.encode(&Now { upstreams, refused_retries: vec![("shop".into(), 5)], ..now() });
         for line in [
             "skep_snapshot_age_seconds 1.5",
             "skep_docker_connected 1",
@@ -454,6 +454,10 @@ mod tests {
             r#"skep_upstream_healthy{service="shop",task="shop.2",backend="shop/shop.2@10.0.0.1:80"} 0"#,
             r#"skep_upstream_in_flight{service="shop",task="shop.1",backend="shop/shop.1@10.0.0.1:80"} 2"#,
             r#"skep_upstream_requests_total{service="shop",task="shop.1",backend="shop/shop.1@10.0.0.1:80"} 7"#,
+            r#"skep_upstream_ejected{service="shop",task="shop.2",backend="shop/shop.2@10.0.0.1:80"} 1"#,
+            r#"skep_upstream_ejections_total{service="shop",task="shop.2",backend="shop/shop.2@10.0.0.1:80"} 2"#,
+            r#"skep_upstream_check_up{service="shop",task="shop.1",backend="shop/shop.1@10.0.0.1:80"} 1"#,
+            r#"skep_retry_budget_exhausted_total{service="shop"} 5"#,
             concat!("skep_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
         ] {
             has(&text, line);

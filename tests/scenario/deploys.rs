@@ -13,11 +13,12 @@ use tokio::net::TcpStream;
 
 use crate::swarm::{Cleanup, Edge, Engine, overlay};
 
-/// A server of shell words alone: fast enough to be asked thousands of times, and it keeps connections.
+/// A server of shell words alone: fast enough to be asked thousands of times, and it keeps connections. `/slow` takes its time.
 const SERVE: &str = r#"
 cat >/tmp/answer <<'END'
-while read -r line; do
+while read -r _ target _; do
     while read -r line && [ "${#line}" -gt 1 ]; do :; done
+    [ "$target" = / ] || sleep 0.1
     printf 'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok'
 done
 END
@@ -26,7 +27,8 @@ nc -ll -p 80 -e sh /tmp/answer &
 wait
 "#;
 const HOST: &str = "rolling.test";
-const CLIENTS: usize = 8;
+/// Those that ask for much, and those whose requests are under way when a task ends.
+const CLIENTS: [(&str, usize); 2] = [("/", 6), ("/slow", 6)];
 
 /// Clients that ask all the time, each over its own connection.
 struct Load {
@@ -38,8 +40,8 @@ struct Load {
 impl Load {
     fn start(edge: SocketAddr) -> Load {
         let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let client = |_| tokio::spawn(ask(edge, stop.clone(), answered.clone()));
-        let clients = (0..CLIENTS).map(client).collect();
+        let paths = CLIENTS.iter().flat_map(|(path, count)| std::iter::repeat_n(*path, *count));
+        let clients = paths.map(|path| tokio::spawn(ask(edge, path, stop.clone(), answered.clone()))).collect();
         Load { stop, answered, clients }
     }
 
@@ -62,7 +64,7 @@ impl Load {
     }
 }
 
-async fn ask(edge: SocketAddr, stop: Arc<AtomicBool>, answered: Arc<AtomicUsize>) -> Vec<String> {
+async fn ask(edge: SocketAddr, path: &'static str, stop: Arc<AtomicBool>, answered: Arc<AtomicUsize>) -> Vec<String> {
     let mut failures = Vec::new();
     let mut sender = None;
     while !stop.load(Ordering::Relaxed) {
@@ -75,7 +77,7 @@ async fn ask(edge: SocketAddr, stop: Arc<AtomicBool>, answered: Arc<AtomicUsize>
                 open
             }
         };
-        let request = http::Request::get("/").header("host", HOST).body(Empty::<Bytes>::new()).unwrap();
+        let request = http::Request::get(path).header("host", HOST).body(Empty::<Bytes>::new()).unwrap();
         match open.send_request(request).await {
             Ok(answer) => {
                 let status = answer.status();
@@ -136,7 +138,7 @@ async fn rolling_updates_and_killed_tasks_lose_no_request() {
         let took = began.elapsed();
         load.until(5_000).await;
         let (answered, failures) = load.end().await;
-        let retried = log(&edge).lines().filter(|line| line.contains("\"retries\":")).count();
+        let retried = retried(&edge);
         eprintln!(
             "{order}, {replicas} replicas: {answered} answered, {} failed, {retried} retried so far; the update took {took:?}",
             failures.len()
@@ -153,7 +155,14 @@ async fn rolling_updates_and_killed_tasks_lose_no_request() {
     let killed = load.answered.load(Ordering::Relaxed);
     load.until(killed + 2_000).await;
     let (answered, failures) = load.end().await;
+    eprintln!("killed: {answered} answered, {} failed, {} retried so far", failures.len(), retried(&edge));
+    assert!(retried(&edge) > 0, "nothing was ever at risk");
     assert!(failures.is_empty(), "killed: of {answered}: {failures:?}\n{}", log(&edge));
+}
+
+/// Requests that were tried again, or failed.
+fn retried(edge: &Edge) -> usize {
+    log(edge).lines().filter(|line| line.contains("\"retries\":")).count()
 }
 
 /// What the edge said, without the requests that went well.
