@@ -145,9 +145,9 @@ impl Exchange {
         if same {
             self.tried.pop();
         }
-        // Nothing reaches a task that cannot be connected to, so that is no load to be bounded.
-        let paid = failure == Failure::Connect || self.in_flight.as_ref().is_some_and(|in_flight| in_flight.may_retry(now));
-        if !(paid && (other || same)) {
+        // Nothing reaches a task that cannot be connected to, so that is no load to be bounded. Asked last: what is taken is spent.
+        let paid = || failure == Failure::Connect || self.in_flight.as_ref().is_some_and(|in_flight| in_flight.may_retry(now));
+        if !(other || same) || !paid() {
             return false;
         }
         self.fresh = same;

@@ -169,6 +169,7 @@ async fn the_last_tasks_own_503_reaches_the_client() {
     }
     assert_eq!(metric(&alone, "skep_upstream_ejected").await, 0.0, "the only task is never ejected");
     assert_eq!(metric(&alone, "skep_retries_total").await, 0.0);
+    assert_eq!(metric(&alone, "skep_retry_budget_exhausted_total").await, 0.0, "nor is a budget spent on nobody");
 }
 
 #[tokio::test]
@@ -203,15 +204,28 @@ async fn a_small_body_is_kept_for_the_retry_and_a_large_one_is_not() {
 
 #[tokio::test]
 async fn an_outage_is_not_multiplied() {
-    let tasks =
-        [Sick::start(Vice::ClosesAfterTheHead).await, Sick::start(Vice::ClosesAfterTheHead).await, Sick::start(Vice::Answers(503)).await];
-    let edge = edge_for(&tasks.each_ref().map(|task| task.address), &[("skep.retries", "10")]).await;
-    const REQUESTS: usize = 600;
-    for _ in 0..REQUESTS {
-        assert!(get_path(edge.http, "web.test", "/").await.status >= 500);
+    use Vice::{Answers, ClosesAfterTheHead};
+    // Whose answers eject nobody, only the budget holds back; the others are held back by ejections as well.
+    let table = [
+        ([Answers(429), Answers(429), Answers(429)], 1.0),
+        ([ClosesAfterTheHead, ClosesAfterTheHead, ClosesAfterTheHead], 0.0),
+        ([ClosesAfterTheHead, Answers(503), Answers(502)], 0.0),
+    ];
+    for (vices, refused) in table {
+        let mut tasks = Vec::new();
+        for vice in vices {
+            tasks.push(Sick::start(vice).await);
+        }
+        let addresses: Vec<SocketAddr> = tasks.iter().map(|task| task.address).collect();
+        let edge = edge_for(&addresses, &[("skep.retries", "10"), ("skep.retry-on", "429, 502, 503")]).await;
+        const REQUESTS: usize = 400;
+        for _ in 0..REQUESTS {
+            assert!(get_path(edge.http, "web.test", "/").await.status >= 429);
+        }
+        let seen: usize = tasks.iter().map(Sick::heads).sum();
+        assert!((REQUESTS..=REQUESTS * 6 / 5 + 30).contains(&seen), "{vices:?}: {REQUESTS} requests became {seen}");
+        assert!(metric(&edge, "skep_retry_budget_exhausted_total").await >= refused, "{vices:?}");
     }
-    let seen: usize = tasks.iter().map(Sick::heads).sum();
-    assert!((REQUESTS..=REQUESTS * 6 / 5 + 30).contains(&seen), "{REQUESTS} requests became {seen}");
 }
 
 #[tokio::test]
