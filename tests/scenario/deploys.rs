@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use crate::swarm::{Cleanup, Edge, Engine, overlay};
 
 /// A server of shell words alone: fast enough to be asked thousands of times, and it keeps connections.
-/// `/slow` takes longer than the two seconds that Swarm waits before it stops a task which it took out of service.
+/// `/slow` takes three seconds, so that requests may be under way when a task ends.
 const SERVE: &str = r#"
 cat >/tmp/answer <<'END'
 while read -r _ target _; do
