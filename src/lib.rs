@@ -21,7 +21,7 @@
 //! 1. *Empty is not unreadable.* A failed listing never yields a snapshot; the last state stays, and is kept on disk for a
 //!    start without Docker (`provider`, `store::disk`).
 //! 2. *The table is a function of the snapshot.* No hidden memory: a restart behaves like a reload. What must survive a
-//!    swap lives in [`upstream::Ledger`] (in-flight counts, by backend) and [`proxy::limit::Limits`] (rates, places, circuits, by route).
+//!    swap lives in [`upstream::Ledger`] (in-flight counts and health, by backend) and [`proxy::limit::Limits`] (rates, places, circuits, by route).
 //! 3. *Protection fails closed.* A finding on an access label, or on a misspelling of one, closes that route (`auth`, `label`).
 //! 4. *Conflicts are decided by the data:* the older service keeps the host and path (`route`).
 //! 5. *One load per request*, an `Arc` in the request's context; no guard across an await (`proxy::pingora`).

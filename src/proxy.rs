@@ -2,8 +2,10 @@
 //! The shell in `proxy/pingora.rs` calls these functions at pingora's phases and makes no choice of its own.
 
 pub mod answer;
+mod attempt;
 pub mod chunks;
 mod client;
+pub mod clock;
 mod compress;
 mod deadline;
 mod dial;

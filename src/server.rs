@@ -6,6 +6,7 @@ pub mod demo;
 mod descriptors;
 mod holder;
 pub mod listener;
+mod probes;
 mod publish;
 mod view;
 mod worker;
@@ -243,6 +244,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
         workers.start(&listeners, acceptor, &ended, &mut tasks).map_err(worker_error)?;
     }
     tasks.spawn(limits.tend());
+    tasks.spawn(probes::follow(publisher.live.clone(), publisher.ledger.clone(), publisher.swapped.clone()));
     tasks.spawn(publisher.follow());
     tracing::info!(http = ?http, admin = ?admin_address, "serving");
     let ended = ended.drop_guard();

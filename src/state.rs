@@ -24,12 +24,12 @@ use crate::policy;
 use crate::route::{self, Conflict, Entry, HostPattern, Matcher, Table};
 use crate::snapshot::{Origin, Service, Snapshot};
 use crate::traffic::{self, Traffic};
-use crate::upstream::{self, Pool, Timeouts};
+use crate::upstream::{self, Pool, Retries, Timeouts};
 
 pub use aside::{Aside, Pages};
 use claim::Claim;
 pub use explain::{Considered, Explanation};
-pub use listing::{ActionView, ShareView, TaskView, View};
+pub use listing::{ActionView, Ailment, ShareView, TaskView, View};
 
 /// What the table yields for a request.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,7 +54,7 @@ pub enum Action {
     Forward {
         pool: Pool,
         timeouts: Timeouts,
-        retries: u32,
+        retries: Retries,
     },
     /// `redirect-from`: 301/308 to the same path and query on this host.
     RedirectHost(String),
@@ -107,10 +107,17 @@ impl State {
 
     /// The pools of all routes: what the ledger is pruned by.
     pub fn pools(&self) -> impl Iterator<Item = &Pool> {
-        self.routes.values().filter_map(|listing| match &listing.route.action {
+        self.routes.values().filter_map(|listing| listing.route.pool())
+    }
+}
+
+impl Route {
+    /// Where its requests go; `None`: to nobody.
+    pub fn pool(&self) -> Option<&Pool> {
+        match &self.action {
             Action::Forward { pool, .. } => Some(pool),
             Action::RedirectHost(_) => None,
-        })
+        }
     }
 }
 

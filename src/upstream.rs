@@ -2,8 +2,14 @@
 //! Picking is a function of the pool, the ledger, the clock and a seed; the ledger is what survives a swap.
 
 mod address;
+mod budget;
+mod check;
+mod ejection;
+mod health;
 mod ledger;
 mod pick;
+pub mod probe;
+mod retry;
 mod settings;
 
 use std::net::{IpAddr, SocketAddr};
@@ -15,11 +21,12 @@ use crate::label::Key;
 use crate::snapshot::Condition;
 
 pub use address::backends;
+pub use check::{Checked, Verdict, checks, checks_differ};
+pub use ejection::Change;
+pub use health::{Fitness, Health};
 pub use ledger::{InFlight, Ledger, Stats};
+pub use retry::{Attempt, Failure, Retries};
 pub use settings::parse;
-
-/// What brings the keys that are read and checked, but do nothing yet.
-const PROBES: &str = "active checks and retries under load";
 
 /// The keys of this feature.
 pub const KEYS: &[Key] = &[
@@ -45,7 +52,7 @@ pub const KEYS: &[Key] = &[
         "A PROXY header in front of each connection tells the task who the client is; connections are then not shared by clients.",
     ),
     Key::route("sticky", "cookie name", "off", "A cookie that brings a browser back to the task that it had before."),
-    Key::route("retries", "0 to 10", "2", "Attempts on other tasks after the first one failed to connect."),
+    Key::route("retries", "0 to 10", "2", "Attempts on other tasks after the first one failed."),
     Key::route("timeout-connect", "duration", "2s", "Until a connection to a task stands."),
     Key::route("timeout-response", "duration", "60s", "From the request sent until the answer begins."),
     Key::route("timeout-idle", "duration", "60s", "Silence within a body or an upgraded connection."),
@@ -56,16 +63,23 @@ pub const KEYS: &[Key] = &[
         "",
         "Share of the route's traffic where several services claim the same route, each with a weight.",
     ),
-    Key::route("health-path", "path", "off", "Asked of every task; a task that answers otherwise than health-status gets no traffic.")
-        .later(PROBES),
-    Key::route("health-interval", "duration", "10s", "How often health-path is asked.").later(PROBES),
-    Key::route("health-timeout", "duration", "2s", "How long an answer to health-path may take.").later(PROBES),
-    Key::route("health-status", "200, 200-399", "200-399", "Answers to health-path that are good.").later(PROBES),
-    Key::route("health-unhealthy", "1 to 100", "3", "Bad answers in a row until a task gets no traffic.").later(PROBES),
-    Key::route("health-healthy", "1 to 100", "1", "Good answers in a row until it gets traffic again.").later(PROBES),
-    Key::route("retry-on", "connect, timeout, reset, 502, 503", "connect", "What else is tried on another task, for idempotent methods.")
-        .later(PROBES),
+    Key::route("health-path", "path", "off", "Asked of every task; a task that answers otherwise than health-status gets no traffic."),
+    Key::route("health-interval", "duration", "10s", "How often health-path is asked."),
+    Key::route("health-timeout", "duration", "2s", "How long an answer to health-path may take."),
+    Key::route("health-status", "200, 200-399", "200-399", "Answers to health-path that are good."),
+    Key::route("health-unhealthy", "1 to 100", "3", "Bad answers in a row until a task gets no traffic."),
+    Key::route("health-healthy", "1 to 100", "1", "Good answers in a row until it gets traffic again."),
+    Key::route(
+        "retry-on",
+        "connect, reset, timeout, 502, 503",
+        "502, 503, 504, and timeout for GET",
+        "What else than broken connections is tried on another task, for idempotent methods; failed connects always are.",
+    ),
 ];
+
+/// Milliseconds on a clock that never goes back; coarse, and the same one for a whole ledger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(pub u64);
 
 /// How to speak to a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
@@ -140,6 +154,8 @@ pub struct Settings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     pub path: String,
+    /// The host that is asked for; the task's address without one.
+    pub host: Option<String>,
     pub interval: Duration,
     pub timeout: Duration,
     pub status: Vec<RangeInclusive<u16>>,
@@ -183,6 +199,8 @@ pub struct Group {
     /// Share among the groups of the route; 1 when no weight was given.
     pub weight: u32,
     pub backends: Vec<Backend>,
+    /// What every backend must answer well.
+    pub check: Option<Arc<Check>>,
 }
 
 /// All backends of a route and how one is chosen.

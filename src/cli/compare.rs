@@ -177,7 +177,7 @@ fn same(old: &Listing, new: &Listing) -> bool {
     let settings = |route: &Route| match &route.action {
         Action::Forward { pool, timeouts, retries } => {
             let groups: Vec<_> = pool.groups.iter().map(|group| (group.service.clone(), group.weight)).collect();
-            (String::new(), Some((groups, pool.balance.clone(), pool.sticky.clone(), *timeouts, *retries)))
+            (String::new(), Some((groups, pool.balance.clone(), pool.sticky.clone(), *timeouts, retries.clone())))
         }
         Action::RedirectHost(host) => (host.clone(), None),
     };

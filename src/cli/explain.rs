@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::diagnostic::{nearest, render};
 use crate::route::{Head, HostPattern};
-use crate::state::{Action, ActionView, Explanation, State, TaskView, View};
+use crate::state::{Action, ActionView, Ailment, Explanation, State, TaskView, View};
 use crate::traffic::LimitNow;
 use crate::traffic::circuit::Standing;
 use crate::upstream::Backend;
@@ -102,7 +102,10 @@ pub(super) fn run(args: &Args) -> Outcome {
     let limits = std::mem::take(&mut facts.limits);
     let asked = !facts.ledger.is_empty();
     let (state, ledger) = facts.state();
-    let mut answer = answer(args, &state, |backend| asked.then(|| ledger.get(&*backend.id).copied().unwrap_or_default().in_flight))?;
+    let mut answer =
+        answer(args, &state, |backend| asked.then(|| ledger.get(&*backend.id).map_or(0, |counters| counters.in_flight)), &|backend| {
+            ledger.get(&*backend.id)?.ailment.clone()
+        })?;
     let winner = answer.explanation.winner.as_ref();
     answer.limits = limits.into_iter().find(|now| winner.is_some_and(|view| *view.id == *now.route));
     if answer.limits.as_ref().is_some_and(|now| now.circuit == Some(Standing::Open)) {
@@ -116,13 +119,13 @@ pub(super) fn run(args: &Args) -> Outcome {
     Ok(if answer.served { Verdict::Fine } else { Verdict::Wrong })
 }
 
-fn answer(args: &Args, state: &State, in_flight: impl Fn(&Backend) -> Option<u32>) -> Result<Answer, Failure> {
+fn answer(args: &Args, state: &State, in_flight: impl Fn(&Backend) -> Option<u32>, ailment: Ailment<'_>) -> Result<Answer, Failure> {
     let headers: HeaderMap = args.headers.iter().cloned().collect();
     let host = args.url.host().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let (path, query) = (args.url.path(), args.url.query().unwrap_or_default());
     let head = Head { host: &host, path, query, method: &args.method, headers: &headers, client: args.client };
-    let explanation = state.explain(&head);
+    let explanation = state.explain_with(&head, ailment);
     let tasks = explanation.winner.as_ref().map(|view| destinations(view, state, in_flight)).unwrap_or_default();
     let near = if explanation.candidates.is_empty() { near(&host, state) } else { Vec::new() };
     let (outcome, served) = outcome(&explanation, &tasks, &host, path);

@@ -2,6 +2,7 @@
 //! Findings are only counted here; `skep check` shows them.
 
 use crate::diagnostic::{Diagnostic, Severity, brief, summary};
+use crate::snapshot::Condition;
 use crate::state::{ActionView, ShareView, View};
 use crate::traffic::LimitNow;
 use crate::traffic::circuit::Standing;
@@ -22,8 +23,8 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Outcome {
     let mut facts = args.source.read()?;
     let limits = std::mem::take(&mut facts.limits);
-    let (state, _) = facts.state();
-    let routes = state.list();
+    let (state, ledger) = facts.state();
+    let routes = state.list_with(&|backend| ledger.get(&*backend.id)?.ailment.clone());
     if args.json {
         output::json(&serde_json::json!({ "routes": routes, "limits": limits, "findings": state.diagnostics }))?;
     } else {
@@ -43,7 +44,17 @@ fn text(routes: &[View], now: &[LimitNow], findings: &[Diagnostic]) -> String {
         }
     }
     let table = if routes.is_empty() { String::new() } else { output::aligned(&rows, 0) + "\n" };
-    format!("{table}{}; {}\n", output::count(routes.len(), "route"), summary(findings))
+    let ailing: String = routes.iter().flat_map(ailing).collect();
+    format!("{table}{ailing}{}; {}\n", output::count(routes.len(), "route"), summary(findings))
+}
+
+/// Tasks that are up and get no requests all the same: only the edge knows why, so it is said here.
+fn ailing(view: &View) -> Vec<String> {
+    let ActionView::Forward { services, .. } = &view.action else { return Vec::new() };
+    let tasks =
+        services.iter().flat_map(|share| &share.tasks).filter(|task| task.condition == Condition::Healthy && task.address.is_some());
+    let told = tasks.filter_map(|task| Some(format!("{}: {} gets nothing: {}", view.id, task.task, task.why.as_ref()?)));
+    told.map(|line| output::harmless(&line) + "\n").collect()
 }
 
 fn row(view: &View) -> Vec<String> {

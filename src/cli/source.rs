@@ -45,12 +45,15 @@ pub(super) struct Source {
     pub admin: Option<SocketAddr>,
 }
 
-/// Counters of one backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+/// What the running edge knows of one backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub(super) struct Counters {
     pub in_flight: u32,
     pub requests: u64,
     pub failures: u64,
+    /// Why it gets no requests although it is up.
+    #[serde(default)]
+    pub ailment: Option<String>,
 }
 
 /// What was read.

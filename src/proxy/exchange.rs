@@ -22,7 +22,7 @@ use crate::route::Head;
 use crate::state::{Action, Route, State};
 use crate::telemetry::{Record, Trace};
 use crate::traffic::HeaderEdit;
-use crate::upstream::{Backend, InFlight, Pool, Timeouts};
+use crate::upstream::{Backend, InFlight, Pool, Retries, Timeouts};
 
 /// One change of a head's fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +59,14 @@ pub struct Exchange {
     pub(super) in_flight: Option<InFlight>,
     pub(super) tried: Vec<Arc<str>>,
     pub(super) attempts: u32,
+    /// Attempts that ended in a timeout.
+    pub(super) timeouts: u32,
+    /// The next attempt needs a new connection to the same task.
+    pub(super) fresh: bool,
+    /// A final answer's head came and is for the client.
+    pub(super) answering: bool,
+    /// This answer is dropped, and another task is tried.
+    pub(super) elsewhere: bool,
     pub(super) attempt_began: Option<Instant>,
     pub(super) connect: Option<Duration>,
     /// The upstream connection had carried another request before.
@@ -97,6 +105,10 @@ impl Exchange {
             in_flight: None,
             tried: Vec::new(),
             attempts: 0,
+            timeouts: 0,
+            fresh: false,
+            answering: false,
+            elsewhere: false,
             attempt_began: None,
             connect: None,
             reused: None,
@@ -172,9 +184,9 @@ impl Exchange {
         rendered
     }
 
-    pub(super) fn forward(&self) -> Option<(&Pool, &Timeouts, u32)> {
+    pub(super) fn forward(&self) -> Option<(&Pool, &Timeouts, &Retries)> {
         match &self.route.as_deref()?.action {
-            Action::Forward { pool, timeouts, retries } => Some((pool, timeouts, *retries)),
+            Action::Forward { pool, timeouts, retries } => Some((pool, timeouts, retries)),
             Action::RedirectHost(_) => None,
         }
     }
@@ -214,11 +226,6 @@ impl Exchange {
 
     pub(super) fn request_id(&self) -> &str {
         self.origin.as_ref().map_or("-", |origin| origin.request_id.as_str())
-    }
-
-    /// May another task be tried after a failed connect?
-    pub(super) fn may_retry(&self) -> bool {
-        self.forward().is_some_and(|(_, _, retries)| self.attempts <= retries)
     }
 }
 

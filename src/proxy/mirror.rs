@@ -10,6 +10,7 @@ use http::{HeaderMap, Method, Request, Uri};
 use http_body_util::Full;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::clock;
 use super::fetch::Fetch;
 use super::limit::{Counters, Held, count};
 use crate::state::Route;
@@ -111,7 +112,7 @@ impl Copy {
 
 /// Did the service answer, whatever it said?
 async fn deliver(fetch: &Fetch, ledger: &Ledger, pool: &Pool, request: Request<Full<Bytes>>, seed: u64) -> bool {
-    let Some(backend) = pool.pick(ledger, Affinity::default(), &[], seed) else { return false };
+    let Some(backend) = pool.pick(ledger, Affinity::default(), &[], clock::now(), seed) else { return false };
     match fetch.ask(backend, request, ANSWER).await {
         Ok(_) | Err(super::fetch::Error::TooLong) => true,
         Err(error) => {

@@ -11,6 +11,7 @@ use http_body_util::Full;
 use tokio::io::AsyncReadExt;
 use tokio::sync::Mutex;
 
+use super::clock;
 use super::fetch::Fetch;
 use crate::state::Pages;
 use crate::upstream::{Affinity, Ledger, Pool};
@@ -97,7 +98,7 @@ async fn read(path: &Path, within: Option<&Path>, status: StatusCode) -> Option<
 
 /// Asks the service for `/{status}.html`.
 async fn ask(pool: &Pool, status: StatusCode, fetch: &Fetch, ledger: &Ledger, seed: u64) -> Option<Page> {
-    let backend = pool.pick(ledger, Affinity::default(), &[], seed)?;
+    let backend = pool.pick(ledger, Affinity::default(), &[], clock::now(), seed)?;
     let request = Request::get(format!("/{}.html", status.as_u16())).header(HOST, &*backend.service).header(ACCEPT, "text/html");
     let request = request.body(Full::default()).ok()?;
     let answer = match fetch.ask(backend, request, LARGEST).await {

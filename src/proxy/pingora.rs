@@ -12,11 +12,13 @@ use http::{HeaderMap, StatusCode};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_error::{Error, ErrorType, Result};
+use pingora_error::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use super::answer::Answer;
+use super::attempt::{Retry, Sending};
+use super::deadline::Deadline;
 use super::dial::announce;
 use super::exchange::{Asked, Edit, Exchange, record};
 use super::fetch::Fetch;
@@ -27,7 +29,7 @@ use super::reply::{answer_to, is_out_of_descriptors, show, write};
 use super::transform::page_for;
 use super::{Observer, Routed, forwarded};
 use crate::state::{Action, Live};
-use crate::upstream::{Affinity, Ledger, Scheme};
+use crate::upstream::{Failure, Ledger, Scheme};
 
 /// The proxy application that pingora drives.
 pub struct Edge {
@@ -108,47 +110,35 @@ impl ProxyHttp for Edge {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Exchange) -> Result<Box<HttpPeer>> {
-        let Some(Action::Forward { pool, timeouts, .. }) = ctx.route.as_deref().map(|route| &route.action) else {
+        let chosen = match ctx.next_backend(&self.ledger, &session.req_header().headers) {
+            Ok(chosen) => chosen,
+            Err(answer) => return Error::e_explain(ErrorType::HTTPStatus(answer.status().as_u16()), "no healthy task is left to try"),
+        };
+        let Some((_, timeouts, _)) = ctx.forward() else {
             return Error::e_explain(ErrorType::HTTPStatus(500), "no route to forward to");
         };
-        let headers = &session.req_header().headers;
-        let affinity = Affinity {
-            client: ctx.origin.as_ref().map(|origin| origin.client),
-            key: super::affinity_key(pool, headers),
-            token: pool.sticky.as_deref().and_then(|name| super::cookie(headers, name)),
-        };
-        let Some(backend) = pool.pick(&self.ledger, affinity, &ctx.tried, fastrand::u64(..)) else {
-            let status = if ctx.tried.is_empty() { 503 } else { 502 };
-            return Error::e_explain(ErrorType::HTTPStatus(status), "no healthy task is left to try");
-        };
-        let mut peer = peer(backend, timeouts, session);
-        if let (Some(version), Some(origin), Some(per)) = (backend.proxy_protocol, &ctx.origin, &ctx.connection) {
+        let mut peer = peer(&chosen.backend, timeouts, session);
+        if let (Some(version), Some(origin), Some(per)) = (chosen.backend.proxy_protocol, &ctx.origin, &ctx.connection) {
             announce(&mut peer, version, origin.source(&per.connection), per.connection.local, timeouts.connect);
         }
-        let backend = backend.clone();
-        ctx.failure = None;
-        ctx.in_flight = Some(self.ledger.start(&backend));
-        ctx.backend = Some(backend);
-        ctx.begin_attempt();
+        if chosen.fresh {
+            // Kept connections are found by all that makes a peer; nobody keeps one under this number.
+            peer.group_key = fastrand::u64(1..);
+        }
         Ok(Box::new(peer))
     }
 
-    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Exchange, mut error: Box<Error>) -> Box<Error> {
+    fn fail_to_connect(&self, session: &mut Session, _peer: &HttpPeer, ctx: &mut Exchange, mut error: Box<Error>) -> Box<Error> {
         if is_out_of_descriptors(&error) {
             // Our own shortage: the backend is not to blame, and another one would not be reached either.
             ctx.failure = Some("connect: this edge has no file descriptor left".to_owned());
             return Error::explain(ErrorType::HTTPStatus(503), "out of file descriptors");
         }
-        if let Some(backend) = &ctx.backend {
-            ctx.tried.push(backend.id.clone());
-        }
-        if let Some(in_flight) = ctx.in_flight.take() {
-            in_flight.failed();
-        }
+        // Without a socket of our own, no task was asked.
+        let ours = matches!(error.etype(), ErrorType::SocketError | ErrorType::BindError | ErrorType::InternalError);
+        let failure = if ours { Failure::Edge } else { Failure::Connect };
+        let elsewhere = ctx.attempt_failed(&self.ledger, failure, sending(session, false)) == Retry::Elsewhere;
         ctx.failure = Some(format!("connect: {}", error.etype().as_str()));
-        ctx.connect_failed();
-        // Nothing of the request left us, so any method may be tried elsewhere.
-        let elsewhere = ctx.may_retry() && self.has_untried(ctx);
         error.set_retry(elsewhere);
         error
     }
@@ -238,17 +228,37 @@ impl ProxyHttp for Edge {
         if ctx.body_stalled() {
             return Error::new_down(ErrorType::ReadTimedout);
         }
-        if ctx.out_of_time() {
-            return Error::new_up(ErrorType::ReadTimedout);
+        let late = ctx.out_of_time();
+        let mut failed = if late { Error::new_up(ErrorType::ReadTimedout) } else { error };
+        if std::mem::take(&mut ctx.elsewhere) {
+            failed.set_retry(true);
+            return failed;
         }
-        let mut error = error;
-        let repeatable = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
-        if repeatable && ctx.may_retry() {
-            error.retry.decide_reuse(reused);
-        } else {
-            error.set_retry(false);
+        let whole = ctx.request_deadline.as_ref().is_some_and(Deadline::fired);
+        let elsewhere = match (*failed.esource() == ErrorSource::Upstream, ctx.answering) {
+            (true, true) => {
+                ctx.broke_off();
+                false
+            }
+            (true, false) if !whole => {
+                let sending = sending(session, !is_unsent(&failed));
+                ctx.attempt_failed(&self.ledger, failure(&failed, reused), sending) == Retry::Elsewhere
+            }
+            _ => false,
+        };
+        failed.set_retry(elsewhere);
+        failed
+    }
+
+    /// The last moment at which the request can go elsewhere: nothing of this answer went to the client.
+    async fn upstream_response_filter(&self, session: &mut Session, response: &mut ResponseHeader, ctx: &mut Exchange) -> Result<()> {
+        match ctx.head_arrived(&self.ledger, response.status, sending(session, true)) {
+            Retry::GiveUp => Ok(()),
+            Retry::Elsewhere => {
+                ctx.elsewhere = true;
+                Err(Error::new_up(ErrorType::new("another task is tried")))
+            }
         }
-        error
     }
 
     /// A body without a length ends with its connection, so an end that we caused must not pass for a whole body.
@@ -355,11 +365,6 @@ impl Edge {
         ctx.decide(&asked, target, had_two_framings(session).then_some(ambiguous))
     }
 
-    fn has_untried(&self, ctx: &Exchange) -> bool {
-        let affinity = Affinity { client: ctx.origin.as_ref().map(|origin| origin.client), ..Affinity::default() };
-        ctx.forward().is_some_and(|(pool, _, _)| pool.pick(&self.ledger, affinity, &ctx.tried, 0).is_some())
-    }
-
     async fn respond(&self, session: &mut Session, ctx: &mut Exchange, answer: Answer) -> Result<()> {
         let request = session.req_header();
         let page = match &ctx.route {
@@ -371,4 +376,28 @@ impl Edge {
         let rendered = ctx.rendered(answer, &request.method, &request.headers);
         write(session, rendered, page).await
     }
+}
+
+/// What a retry depends on of this session.
+fn sending(session: &Session, sent: bool) -> Sending<'_> {
+    let answered = session.response_written().is_some_and(|head| !head.status.is_informational());
+    let repeatable = !answered && !session.as_ref().retry_buffer_truncated();
+    Sending { method: &session.req_header().method, sent, repeatable }
+}
+
+/// How the attempt failed, in our own words. pingora's errors do not tell more of a kept connection than that it was one.
+fn failure(error: &Error, reused: bool) -> Failure {
+    match error.etype() {
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::Timeout,
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError if reused => Failure::Stale,
+        _ => Failure::Reset,
+    }
+}
+
+/// Did no whole head of the request reach the upstream? Over HTTP/2 the upstream says so itself (RFC 9113, 8.7), and pingora marks it.
+fn is_unsent(error: &Error) -> bool {
+    let heading = |context: &str| matches!(context, "while writing request headers" | "flushing request header");
+    let broken_head = *error.etype() == ErrorType::WriteError && error.context.as_ref().is_some_and(|context| heading(context.as_str()));
+    // Of invalid HTTP/2 it marks all streams, whatever the upstream did with them.
+    broken_head || (error.retry == RetryType::Decided(true) && *error.etype() != ErrorType::InvalidH2)
 }

@@ -17,6 +17,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::answer::Answer;
+use super::attempt::{Chosen, Retry, Sending};
 use super::client::{Client, poll_into};
 use super::exchange::{Edit, Exchange};
 use super::forwarded;
@@ -25,7 +26,7 @@ use super::pump::{Fault, Pump};
 use super::wire::{self, Framing, Malformed, Request, Response};
 use crate::state::Route;
 use crate::traffic::HeaderEdit;
-use crate::upstream::{Affinity, Ledger};
+use crate::upstream::{Failure, Ledger};
 
 /// Bodies up to this length are read before the upstream is chosen: a slow client then holds no upstream, and the request can be
 /// sent to another one.
@@ -48,7 +49,6 @@ pub(super) enum Ended {
 enum Failed {
     /// The client did, not the upstream.
     Client(io::Error),
-    Connect(io::Error),
     /// Before the answer's head was there; how many bytes of one there were.
     Upstream(io::Error, usize),
     Late,
@@ -119,7 +119,7 @@ impl Relay<'_> {
         let length = usize::try_from(self.request.body).unwrap_or(usize::MAX);
         if gathered && length > 0 {
             if let Err(error) = self.client.gather(length, self.ctx.silence(&timeouts, self.ctx.state.config.proxy.body_timeout)).await {
-                return self.client_failed(error);
+                return self.client_failed(Failed::Client(error));
             }
             self.bytes_in = self.request.body;
         }
@@ -129,13 +129,7 @@ impl Relay<'_> {
             let mut attempt = match self.connect().await {
                 Ok(attempt) => attempt,
                 Err(Ok(answer)) => return Ended::Refused(answer),
-                Err(Err(error)) if is_out_of_descriptors(&error) => {
-                    // Our own shortage: the backend is not to blame, and another one would not be reached either.
-                    self.ctx.in_flight = None;
-                    self.ctx.failure = Some("connect: this edge has no file descriptor left".to_owned());
-                    return Ended::Refused(Answer::Unavailable);
-                }
-                Err(Err(error)) => match self.failed(Failed::Connect(error)) {
+                Err(Err(error)) => match self.unreached(error) {
                     None => continue,
                     Some(ended) => return ended,
                 },
@@ -145,10 +139,17 @@ impl Relay<'_> {
                 Ok(up) => up,
                 Err(malformed) => return Ended::Refused(bad_gateway(self.ctx, &malformed.to_string())),
             };
-            match self.ask(&mut attempt).await {
-                Ok(head) => return self.answer(attempt, head).await,
+            let asked = self.ask(&mut attempt).await;
+            // What was read of the body is still here, unless more of it went through.
+            let sending =
+                Sending { method: &self.request.method, sent: attempt.up.begun, repeatable: attempt.up.passed <= body.len() as u64 };
+            match asked {
+                Ok(head) => match self.ctx.head_arrived(self.ledger, head.status, sending) {
+                    Retry::Elsewhere => {}
+                    Retry::GiveUp => return self.answer(attempt, head).await,
+                },
                 Err(failed) => {
-                    if let Some(ended) = self.failed_after(failed, &attempt, gathered) {
+                    if let Some(ended) = self.unanswered(failed, attempt.reused, sending) {
                         return ended;
                     }
                 }
@@ -158,24 +159,12 @@ impl Relay<'_> {
 
     /// Picks a backend and gets a connection to it. The outer error: nothing to try (an answer), or why it could not be reached.
     async fn connect(&mut self) -> Result<Attempt, Result<Answer, io::Error>> {
-        let Some((pool, timeouts, _)) = self.ctx.forward() else { return Err(Ok(Answer::Unavailable)) };
-        let affinity = Affinity {
-            client: self.ctx.origin.as_ref().map(|origin| origin.client),
-            key: super::affinity_key(pool, self.headers),
-            token: pool.sticky.as_deref().and_then(|name| super::cookie(self.headers, name)),
-        };
-        let Some(backend) = pool.pick(self.ledger, affinity, &self.ctx.tried, fastrand::u64(..)) else {
-            return Err(Ok(if self.ctx.tried.is_empty() { Answer::Unavailable } else { Answer::BadGateway }));
-        };
-        let (backend, connect) = (backend.clone(), timeouts.connect);
+        let Some(connect) = self.ctx.forward().map(|(_, timeouts, _)| timeouts.connect) else { return Err(Ok(Answer::Unavailable)) };
+        let Chosen { backend, fresh } = self.ctx.next_backend(self.ledger, self.headers).map_err(Ok)?;
         let address = backend.address;
-        self.ctx.failure = None;
-        self.ctx.in_flight = Some(self.ledger.start(&backend));
-        self.ctx.backend = Some(backend);
-        self.ctx.begin_attempt();
         let began = self.ctx.attempt_began.unwrap_or(self.ctx.began);
         let careful = !self.request.method.is_idempotent();
-        let (tcp, reused) = match self.idle.take(address, careful, began) {
+        let (tcp, reused) = match if fresh { None } else { self.idle.take(address, careful, began) } {
             Some(tcp) => {
                 self.ctx.connect = Some(Duration::ZERO);
                 (tcp, true)
@@ -321,7 +310,7 @@ impl Relay<'_> {
         let (framing, stays, keep, mut down) = match framed {
             Ok(framed) => framed,
             Err(malformed) => {
-                self.upstream_failed();
+                self.ctx.broke_off();
                 return Ended::Refused(bad_gateway(self.ctx, &malformed.to_string()));
             }
         };
@@ -336,7 +325,7 @@ impl Relay<'_> {
                 Ended::Answered { status: head.status, bytes_out: down.passed, keep }
             }
             Err(failed) if !down.begun && !matches!(failed, Failed::Client(_)) => {
-                self.upstream_failed();
+                self.ctx.broke_off();
                 self.ctx.failure = Some(words(&failed));
                 Ended::Refused(if matches!(failed, Failed::Late) { Answer::Timeout } else { Answer::BadGateway })
             }
@@ -344,7 +333,7 @@ impl Relay<'_> {
                 // Closed as by a reset, so that half an answer never passes for a whole one.
                 _ = SockRef::from(&self.client.tcp).set_linger(Some(Duration::ZERO));
                 if !matches!(failed, Failed::Client(_)) {
-                    self.upstream_failed();
+                    self.ctx.broke_off();
                 }
                 self.ctx.failure = Some(words(&failed));
                 Ended::Broken(Some(head.status), down.passed)
@@ -411,53 +400,44 @@ impl Relay<'_> {
         }
     }
 
-    /// After a failed attempt of which nothing left us: on to another task, or the end.
-    fn failed(&mut self, failed: Failed) -> Option<Ended> {
-        self.ctx.connect_failed();
-        self.upstream_failed();
-        if let Some(backend) = &self.ctx.backend {
-            self.ctx.tried.push(backend.id.clone());
+    /// No connection: on to another task, or the end.
+    fn unreached(&mut self, error: io::Error) -> Option<Ended> {
+        if is_out_of_descriptors(&error) {
+            // Our own shortage: the backend is not to blame, and another one would not be reached either.
+            self.ctx.in_flight = None;
+            self.ctx.failure = Some("connect: this edge has no file descriptor left".to_owned());
+            return Some(Ended::Refused(Answer::Unavailable));
         }
-        let elsewhere = self.ctx.may_retry() && self.has_untried();
-        self.ctx.failure = Some(words(&failed));
-        (!elsewhere).then_some(Ended::Refused(match failed {
-            Failed::Connect(error) if error.kind() == io::ErrorKind::TimedOut => Answer::Timeout,
-            _ => Answer::BadGateway,
-        }))
-    }
-
-    /// After a failed attempt of which something left us.
-    fn failed_after(&mut self, failed: Failed, attempt: &Attempt, gathered: bool) -> Option<Ended> {
-        let repeatable = gathered && self.request.method.is_idempotent();
-        match failed {
-            Failed::Client(error) => Some(self.client_failed(error)),
-            Failed::Upstream(_, 0) if repeatable && attempt.reused && self.ctx.may_retry() => {
-                // The upstream closed the idle connection while the request was on its way.
-                self.ctx.in_flight = None;
-                None
-            }
-            failed => {
-                self.upstream_failed();
-                self.ctx.failure = Some(words(&failed));
-                Some(Ended::Refused(if matches!(failed, Failed::Late) { Answer::Timeout } else { Answer::BadGateway }))
-            }
+        let sending = Sending { method: &self.request.method, sent: false, repeatable: true };
+        if self.ctx.attempt_failed(self.ledger, Failure::Connect, sending) == Retry::Elsewhere {
+            return None;
         }
-    }
-
-    fn has_untried(&self) -> bool {
-        let affinity = Affinity { client: self.ctx.origin.as_ref().map(|origin| origin.client), ..Affinity::default() };
-        self.ctx.forward().is_some_and(|(pool, _, _)| pool.pick(self.ledger, affinity, &self.ctx.tried, 0).is_some())
-    }
-
-    fn upstream_failed(&mut self) {
-        if let Some(in_flight) = self.ctx.in_flight.take() {
-            in_flight.failed();
-        }
-    }
-
-    fn client_failed(&mut self, error: io::Error) -> Ended {
         let late = error.kind() == io::ErrorKind::TimedOut;
-        self.ctx.failure = Some(words(&Failed::Client(error)));
+        self.ctx.failure = Some(format!("connect: {error}"));
+        Some(Ended::Refused(if late { Answer::Timeout } else { Answer::BadGateway }))
+    }
+
+    /// A connection, but no answer: on to another task, or the end.
+    fn unanswered(&mut self, failed: Failed, reused: bool, sending: Sending<'_>) -> Option<Ended> {
+        let failure = match &failed {
+            Failed::Client(_) => None,
+            Failed::Late => Some(Failure::Timeout),
+            Failed::Upstream(_, 0) if reused => Some(Failure::Stale),
+            Failed::Upstream(..) | Failed::Malformed(_) => Some(Failure::Reset),
+        };
+        let Some(failure) = failure else { return Some(self.client_failed(failed)) };
+        let whole = self.ctx.forward().and_then(|(_, timeouts, _)| timeouts.request);
+        let in_time = whole.is_none_or(|whole| self.ctx.began.elapsed() < whole);
+        if in_time && self.ctx.attempt_failed(self.ledger, failure, sending) == Retry::Elsewhere {
+            return None;
+        }
+        self.ctx.failure = Some(words(&failed));
+        Some(Ended::Refused(if failure == Failure::Timeout { Answer::Timeout } else { Answer::BadGateway }))
+    }
+
+    fn client_failed(&mut self, failed: Failed) -> Ended {
+        let late = matches!(&failed, Failed::Client(error) if error.kind() == io::ErrorKind::TimedOut);
+        self.ctx.failure = Some(words(&failed));
         match late {
             true => Ended::Refused(Answer::Refused(StatusCode::REQUEST_TIMEOUT, "The request's body did not arrive.")),
             false => Ended::Broken(None, 0),
@@ -478,7 +458,6 @@ fn bad_gateway(ctx: &mut Exchange, why: &str) -> Answer {
 fn words(failed: &Failed) -> String {
     match failed {
         Failed::Client(error) => format!("client: {error}"),
-        Failed::Connect(error) => format!("connect: {error}"),
         Failed::Upstream(error, _) => format!("upstream: {error}"),
         Failed::Late => "upstream: too late".to_owned(),
         Failed::Malformed(malformed) => format!("upstream: {malformed}"),

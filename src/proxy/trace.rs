@@ -31,8 +31,7 @@ impl Exchange {
     }
 
     /// A try on the chosen task begins.
-    pub(super) fn begin_attempt(&mut self) {
-        let now = Instant::now();
+    pub(super) fn begin_attempt(&mut self, now: Instant) {
         self.attempts += 1;
         self.attempt_began = Some(now);
         self.reused = None;

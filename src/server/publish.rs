@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -119,6 +119,8 @@ pub struct Publisher {
     pub live: Arc<Live>,
     pub ledger: Arc<Ledger>,
     pub limits: Arc<Limits>,
+    /// Told of each new state.
+    pub swapped: Arc<Notify>,
     metrics: Arc<Metrics>,
 }
 
@@ -127,7 +129,8 @@ impl Publisher {
     pub fn new(config: watch::Receiver<Arc<Config>>, sources: Sources, metrics: Arc<Metrics>) -> Publisher {
         let empty = State::build(config.borrow().clone(), Arc::new(Snapshot::default()));
         let live = Arc::new(Live::new(empty));
-        let mut publisher = Publisher { config, sources, live, ledger: Arc::default(), limits: Arc::default(), metrics };
+        let (ledger, limits, swapped) = (Arc::default(), Arc::default(), Arc::default());
+        let mut publisher = Publisher { config, sources, live, ledger, limits, swapped, metrics };
         publisher.publish();
         publisher
     }
@@ -149,10 +152,13 @@ impl Publisher {
     fn publish(&mut self) {
         let config = self.config.borrow_and_update().clone();
         let snapshot = Arc::new(self.sources.snapshot());
-        let Some(difference) = self.live.publish(State::build(config, snapshot)) else { return };
+        let state = State::build(config, snapshot);
+        self.ledger.admit(state.pools());
+        let Some(difference) = self.live.publish(state) else { return };
         let state = self.live.load();
         self.ledger.prune(state.pools());
         self.limits.keep(&state);
+        self.swapped.notify_one();
         self.metrics.keep_routes(state.routes.keys().map(String::as_str));
         let count = |severity| state.diagnostics.iter().filter(|finding| finding.severity == severity).count();
         self.metrics.set_diagnostics(count(Severity::Error), count(Severity::Warning), count(Severity::Info));

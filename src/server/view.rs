@@ -8,14 +8,15 @@ use tokio_util::task::TaskTracker;
 
 use super::Recorder;
 use super::admission::Admission;
-use crate::provider::Health;
+use crate::provider;
+use crate::proxy::clock;
 use crate::proxy::limit::Limits;
 use crate::snapshot::Condition;
 use crate::state::Live;
 use crate::telemetry::admin::Admin;
 use crate::telemetry::otlp::Spans;
 use crate::telemetry::prometheus::{Now, UpstreamNow};
-use crate::upstream::Ledger;
+use crate::upstream::{Fitness, Health, Ledger, Verdict};
 
 /// The places that are looked at.
 pub struct View {
@@ -23,7 +24,7 @@ pub struct View {
     pub ledger: Arc<Ledger>,
     pub limits: Arc<Limits>,
     pub recorder: Arc<Recorder>,
-    pub health: Arc<Health>,
+    pub health: Arc<provider::Health>,
     pub connections: TaskTracker,
     pub admission: Arc<Admission>,
     /// Without an engine, the stack files are all there is to know, and they are always read.
@@ -34,9 +35,15 @@ impl View {
     /// The view as the admin listener wants it.
     pub fn admin(self) -> Admin {
         let (live, metrics, view) = (self.live.clone(), self.recorder.metrics.clone(), Arc::new(self));
-        let (now, limits) = (view.clone(), view.limits.clone());
-        let limits = Box::new(move || limits.now());
-        Admin { live, metrics, now: Box::new(move || now.now()), ledger: Box::new(move || view.ledger()), limits }
+        let (now, ledger, limits) = (view.clone(), view.ledger.clone(), view.limits.clone());
+        Admin {
+            live,
+            metrics,
+            now: Box::new(move || now.now()),
+            ledger: Box::new(move || view.ledger()),
+            limits: Box::new(move || limits.now()),
+            ailment: Box::new(move |backend| ledger.ailment(&backend.id, clock::now())),
+        }
     }
 
     fn now(&self) -> Now {
@@ -57,23 +64,31 @@ impl View {
             connections_refused: self.admission.refused(),
             upstreams: self.upstreams(),
             limits: self.limits.now(),
+            refused_retries: self.ledger.refused_retries(),
         }
     }
 
     fn upstreams(&self) -> Vec<UpstreamNow> {
-        let state = self.live.load();
+        let (state, now) = (self.live.load(), clock::now());
         let backends = state.pools().flat_map(|pool| &pool.groups).flat_map(|group| &group.backends);
         backends
             .map(|backend| {
                 let stats = self.ledger.stats(&backend.id);
+                let health = stats.as_ref().map(|stats| stats.health());
+                let fitness = health.map(|health| health.fitness(now));
+                let ailment = health.and_then(|health| health.ailment(now));
                 UpstreamNow {
                     service: backend.service.clone(),
                     task: backend.task.clone(),
                     backend: backend.id.clone(),
-                    healthy: backend.condition == Condition::Healthy,
+                    healthy: backend.condition == Condition::Healthy && ailment.is_none(),
                     in_flight: stats.as_ref().map_or(0, |stats| stats.in_flight()),
                     requests: stats.as_ref().map_or(0, |stats| stats.requests()),
                     failures: stats.as_ref().map_or(0, |stats| stats.failures()),
+                    ejected: matches!(fitness, Some(Fitness::Ejected(_))),
+                    ejections: health.map_or(0, Health::ejections),
+                    check: health.and_then(Health::checked).map(|checked| checked.verdict == Verdict::Passing),
+                    ailment,
                 }
             })
             .collect()
@@ -84,6 +99,7 @@ impl View {
         let counters = |upstream: UpstreamNow| {
             let value = serde_json::json!({
                 "in_flight": upstream.in_flight, "requests": upstream.requests, "failures": upstream.failures,
+                "ejections": upstream.ejections, "ailment": upstream.ailment,
             });
             (upstream.backend.to_string(), value)
         };

@@ -113,7 +113,7 @@ fn unrouted(service: &Service, config: &Config, snapshot: &Snapshot) -> Pool {
     let spec = RouteSpec::new("", Dialect::Native);
     let (settings, _) = upstream::parse(&spec, &config.defaults);
     let (backends, _) = upstream::backends(service, &spec, &settings, &snapshot.engine.edge, &snapshot.names);
-    let group = Group { service: Arc::from(service.name.as_str()), weight: 1, backends };
+    let group = Group { service: Arc::from(service.name.as_str()), weight: 1, backends, check: None };
     Pool { groups: vec![group], balance: settings.balance, sticky: None }
 }
 

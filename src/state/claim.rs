@@ -13,10 +13,10 @@ use crate::config::Config;
 use crate::diagnostic::{Diagnostic, Place, Severity};
 use crate::label::{self, Dialect, Key, RouteSpec, ServiceSpec, Value};
 use crate::policy;
-use crate::route::{self, Matching};
+use crate::route::{self, HostPattern, Matching};
 use crate::snapshot::{Labels, Origin, Service, Snapshot};
 use crate::traffic::{self, Traffic};
-use crate::upstream::{self, Group, Pool};
+use crate::upstream::{self, Check, Group, Pool, Retries};
 
 /// One route that a service asks for.
 #[derive(Debug)]
@@ -90,6 +90,7 @@ impl<'a> Reader<'a> {
         let claims = read.into_iter().filter_map(|(route, features)| self.claim(service, route, features, closed.as_deref(), &mut own));
         let mut claims: Vec<Claim<'a>> = claims.collect();
         settle(&mut claims, &mut own);
+        own.extend(other_check(&claims));
         if let Some(claim) =
             claims.iter().find(|claim| claim.spec.dialect == Dialect::Haproxy && claim.spec.get("timeout-response").is_none())
         {
@@ -193,14 +194,17 @@ impl<'a> Reader<'a> {
         let (backends, found) = upstream::backends(service, &spec, &upstream, &self.snapshot.engine.edge, &self.snapshot.names);
         own.extend(found);
         let name: Arc<str> = Arc::from(service.name.as_str());
-        let group = Group { service: Arc::clone(&name), weight: upstream.weight.unwrap_or(1), backends };
+        let check = upstream.check.map(|check| Arc::new(Check { host: first_host(&matching), ..check }));
+        let group = Group { service: Arc::clone(&name), weight: upstream.weight.unwrap_or(1), backends, check };
+        let retry_on = Some(upstream.retry_on).filter(|on| !on.is_empty());
+        let retries = Retries { most: upstream.retries, on: retry_on.map(Arc::from) };
         let pool = Pool { groups: vec![group], balance: upstream.balance, sticky: upstream.sticky };
         let route = Route {
             id: if spec.name.is_empty() { Arc::clone(&name) } else { Arc::from(format!("{name}/{}", spec.name)) },
             service: name,
             origin: service.origin,
             dialect: spec.dialect,
-            action: Action::Forward { pool, timeouts: upstream.timeouts, retries: upstream.retries },
+            action: Action::Forward { pool, timeouts: upstream.timeouts, retries },
             access,
             traffic,
             tls,
@@ -208,6 +212,28 @@ impl<'a> Reader<'a> {
         };
         Some(Claim { service, spec, matching, route, weight: upstream.weight })
     }
+}
+
+/// A task is asked one thing; where routes of a service want to know different ones, the first route by name is heard.
+fn other_check(claims: &[Claim<'_>]) -> Option<Diagnostic> {
+    let mut pools: Vec<_> = claims.iter().filter_map(|claim| Some((claim, claim.route.pool()?))).collect();
+    pools.sort_by(|(one, _), (other, _)| one.route.id.cmp(&other.route.id));
+    let ((first, heard), rest) = pools.split_first()?;
+    let (other, _) = rest.iter().find(|(_, pool)| upstream::checks_differ(heard, pool))?;
+    let message = format!("route `{}` has another check of the same tasks, and that one counts", first.route.id);
+    let finding = Diagnostic::warning("several-checks", message).help("give all routes of the service the same `health-` labels");
+    Some(match other.spec.get("health-path") {
+        Some(value) => finding.at(value.key_place()),
+        None => finding,
+    })
+}
+
+/// A host that the route's requests name, for those that the edge makes itself: applications refuse hosts that they do not know.
+fn first_host(matching: &Matching) -> Option<String> {
+    matching.alternatives.iter().flat_map(|matcher| &matcher.hosts).find_map(|host| match host {
+        HostPattern::Exact(host) => Some(host.clone()),
+        HostPattern::Any | HostPattern::Wildcard(_) => None,
+    })
 }
 
 /// The users of this dialect are used to requests that may take an hour.

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::State;
-use super::listing::{self, View};
+use super::listing::{self, Ailment, View};
 use crate::diagnostic::{Diagnostic, Place};
 use crate::route::Head;
 
@@ -32,8 +32,13 @@ pub struct Considered {
 }
 
 impl State {
-    /// What becomes of a request with this head.
+    /// What becomes of a request with this head, as far as Docker knows.
     pub fn explain(&self, head: &Head<'_>) -> Explanation {
+        self.explain_with(head, &|_| None)
+    }
+
+    /// The same with what a running edge knows.
+    pub fn explain_with(&self, head: &Head<'_>, ailment: Ailment<'_>) -> Explanation {
         let mut winner: Option<String> = None;
         let mut candidates = Vec::new();
         for candidate in self.table.explain(head) {
@@ -53,7 +58,7 @@ impl State {
                 lost,
             });
         }
-        let winner = winner.and_then(|id| self.view(&id));
+        let winner = winner.and_then(|id| self.view_with(&id, ailment));
         let findings = self.diagnostics.iter().filter(|finding| concerns(finding, &candidates, head.host)).cloned().collect();
         Explanation { candidates, winner, findings }
     }

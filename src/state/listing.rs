@@ -11,7 +11,7 @@ use crate::certificate::{Mode, Source, Tls};
 use crate::label::Dialect;
 use crate::route::{HostPattern, Matcher, PathPattern};
 use crate::snapshot::{Condition, Origin, Service, Snapshot, Task};
-use crate::upstream::{Balance, Group, Pool, Scheme};
+use crate::upstream::{Backend, Balance, Group, Pool, Scheme};
 
 /// One route.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -57,6 +57,9 @@ pub enum ActionView {
 pub struct ShareView {
     pub service: String,
     pub weight: u32,
+    /// What every task must answer well, `/health every 10s`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check: Option<String>,
     pub tasks: Vec<TaskView>,
 }
 
@@ -76,32 +79,45 @@ pub struct TaskView {
 }
 
 impl State {
-    /// All routes, by id.
+    /// All routes, by id, as far as Docker knows.
     pub fn list(&self) -> Vec<View> {
-        let context = Context::new(&self.snapshot);
+        self.list_with(&|_| None)
+    }
+
+    /// All routes, by id, with what a running edge knows.
+    pub fn list_with(&self, ailment: Ailment<'_>) -> Vec<View> {
+        let context = Context::new(&self.snapshot, ailment);
         self.routes.values().map(|listing| context.view(listing)).collect()
     }
 
     /// One route.
     pub fn view(&self, id: &str) -> Option<View> {
+        self.view_with(id, &|_| None)
+    }
+
+    pub(super) fn view_with(&self, id: &str, ailment: Ailment<'_>) -> Option<View> {
         let listing = self.routes.get(id)?;
-        Some(Context::new(&self.snapshot).view(listing))
+        Some(Context::new(&self.snapshot, ailment).view(listing))
     }
 }
+
+/// Why a backend that is up gets no requests, in words.
+pub type Ailment<'a> = &'a dyn Fn(&Backend) -> Option<String>;
 
 /// What names and tasks are looked up in.
 struct Context<'a> {
     nodes: BTreeMap<&'a str, &'a str>,
     services: BTreeMap<&'a str, Vec<&'a Service>>,
+    ailment: Ailment<'a>,
 }
 
 impl<'a> Context<'a> {
-    fn new(snapshot: &'a Snapshot) -> Context<'a> {
+    fn new(snapshot: &'a Snapshot, ailment: Ailment<'a>) -> Context<'a> {
         let mut services: BTreeMap<&str, Vec<&Service>> = BTreeMap::new();
         for service in &snapshot.services {
             services.entry(&service.name).or_default().push(service);
         }
-        Context { nodes: snapshot.nodes.iter().map(|node| (node.id.as_str(), node.hostname.as_str())).collect(), services }
+        Context { nodes: snapshot.nodes.iter().map(|node| (node.id.as_str(), node.hostname.as_str())).collect(), services, ailment }
     }
 
     fn view(&self, listing: &Listing) -> View {
@@ -118,7 +134,7 @@ impl<'a> Context<'a> {
                 ActionView::Forward {
                     balance: balance(&pool.balance),
                     sticky: pool.sticky.clone(),
-                    retries: *retries,
+                    retries: retries.most,
                     timeouts: limits.into_iter().filter_map(|(name, limit)| Some((name, limit?.as_secs_f64()))).collect(),
                     services: self.shares(pool),
                 }
@@ -142,7 +158,12 @@ impl<'a> Context<'a> {
     }
 
     fn shares(&self, pool: &Pool) -> Vec<ShareView> {
-        let view = |group: &Group| ShareView { service: group.service.to_string(), weight: group.weight, tasks: self.tasks(group) };
+        let view = |group: &Group| ShareView {
+            service: group.service.to_string(),
+            weight: group.weight,
+            check: group.check.as_ref().map(|check| format!("{} every {:?}", check.path, check.interval)),
+            tasks: self.tasks(group),
+        };
         pool.groups.iter().map(view).collect()
     }
 
@@ -153,7 +174,7 @@ impl<'a> Context<'a> {
         let mut views: Vec<TaskView> = Vec::new();
         for backend in &group.backends {
             let message = known.iter().find(|task| *task.name == *backend.task).map_or("", |task| task.message.as_str());
-            let why = why(backend.condition, message);
+            let why = why(backend.condition, message).or_else(|| (self.ailment)(backend));
             views.push(TaskView {
                 task: backend.task.to_string(),
                 node: node(&backend.node),

@@ -24,6 +24,7 @@ use tokio::time::{Sleep, sleep};
 use super::prometheus::{CONTENT_TYPE, Metrics, Now};
 use crate::state::Live;
 use crate::traffic::LimitNow;
+use crate::upstream::Backend;
 
 /// Connections at one time; more wait.
 const CONNECTIONS: usize = 64;
@@ -53,7 +54,12 @@ pub struct Admin {
     pub ledger: Box<dyn Fn() -> Value + Send + Sync>,
     /// The limits of the routes that have any.
     pub limits: Box<dyn Fn() -> Vec<LimitNow> + Send + Sync>,
+    /// Why a backend that is up gets no requests, in words.
+    pub ailment: Ailment,
 }
+
+/// Asked of each backend when the routes are told.
+pub type Ailment = Box<dyn Fn(&Backend) -> Option<String> + Send + Sync>;
 
 /// Serves until `stopping` turns true (or its sender is gone); then answers what was asked and returns.
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>, mut stopping: watch::Receiver<bool>) {
@@ -98,7 +104,7 @@ async fn readiness(Shared(admin): Told) -> (StatusCode, &'static str) {
 }
 
 async fn routes(Shared(admin): Told) -> Response {
-    Json(admin.live.load().list()).into_response()
+    Json(admin.live.load().list_with(&*admin.ailment)).into_response()
 }
 
 async fn diagnostics(Shared(admin): Told) -> Response {
@@ -250,6 +256,7 @@ mod tests {
             now: Box::new(move || Now { snapshot_age, ..Now::default() }),
             ledger: Box::new(|| serde_json::json!({ "backends": 0 })),
             limits: Box::new(|| vec![LimitNow { route: "shop".into(), ..LimitNow::default() }]),
+            ailment: Box::new(|_| None),
         })
     }
 

@@ -44,6 +44,8 @@ pub struct Now {
     pub upstreams: Vec<UpstreamNow>,
     /// Routes with limits.
     pub limits: Vec<LimitNow>,
+    /// By service.
+    pub refused_retries: Vec<(Arc<str>, u64)>,
 }
 
 /// One backend at the moment of a scrape.
@@ -59,6 +61,12 @@ pub struct UpstreamNow {
     pub requests: u64,
     /// Requests that it failed.
     pub failures: u64,
+    pub ejected: bool,
+    pub ejections: u64,
+    /// Its active check passes; `None`: it has none.
+    pub check: Option<bool>,
+    /// Why it gets no requests, in words.
+    pub ailment: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -252,6 +260,11 @@ fn scraped(now: &Now) -> Registry {
     registry.register("skep_connections_refused", help, ConstCounter::new(now.connections_refused));
     upstreams(&mut registry, &now.upstreams);
     limits::register(&mut registry, &now.limits);
+    let refused = Family::<ByService, Counter>::default();
+    for (service, count) in &now.refused_retries {
+        refused.get_or_create(&ByService { service: Arc::clone(service) }).inc_by(*count);
+    }
+    registry.register("skep_retry_budget_exhausted", "Retries that were refused because there were too many of late", refused);
     registry
 }
 
@@ -259,6 +272,8 @@ fn upstreams(registry: &mut Registry, upstreams: &[UpstreamNow]) {
     let by_service = Family::<ByService, Gauge>::default();
     let (healthy, in_flight) = (Family::<ByBackend, Gauge>::default(), Family::<ByBackend, Gauge>::default());
     let (requests, failures) = (Family::<ByBackend, Counter>::default(), Family::<ByBackend, Counter>::default());
+    let (ejected, check) = (Family::<ByBackend, Gauge>::default(), Family::<ByBackend, Gauge>::default());
+    let ejections = Family::<ByBackend, Counter>::default();
     let mut seen = HashSet::new();
     for upstream in upstreams.iter().filter(|upstream| seen.insert(&*upstream.backend)) {
         let UpstreamNow { service, task, backend, .. } = upstream.clone();
@@ -268,12 +283,20 @@ fn upstreams(registry: &mut Registry, upstreams: &[UpstreamNow]) {
         in_flight.get_or_create(&labels).set(i64::from(upstream.in_flight));
         requests.get_or_create(&labels).inc_by(upstream.requests);
         failures.get_or_create(&labels).inc_by(upstream.failures);
+        ejected.get_or_create(&labels).set(i64::from(upstream.ejected));
+        ejections.get_or_create(&labels).inc_by(upstream.ejections);
+        if let Some(up) = upstream.check {
+            check.get_or_create(&labels).set(i64::from(up));
+        }
     }
     registry.register("skep_requests_in_flight", "Requests that a service is at work on", by_service);
     registry.register("skep_upstream_healthy", "1 where a task may get traffic", healthy);
     registry.register("skep_upstream_in_flight", "Requests that a task is at work on", in_flight);
     registry.register("skep_upstream_requests", "Requests begun on a task", requests);
     registry.register("skep_upstream_failures", "Requests that a task failed: no connection, broken off, too late", failures);
+    registry.register("skep_upstream_ejected", "1 while a task gets no requests because of failures in a row", ejected);
+    registry.register("skep_upstream_ejections", "Times that a task was ejected", ejections);
+    registry.register("skep_upstream_check_up", "1 where a task's active check passes", check);
 }
 
 #[cfg(test)]
@@ -326,7 +349,19 @@ mod tests {
 
     fn upstream(task: &str, healthy: bool, in_flight: u32) -> UpstreamNow {
         let backend = format!("shop/{task}@10.0.0.1:80");
-        UpstreamNow { service: "shop".into(), task: task.into(), backend: backend.into(), healthy, in_flight, requests: 7, failures: 1 }
+        UpstreamNow {
+            service: "shop".into(),
+            task: task.into(),
+            backend: backend.into(),
+            healthy,
+            in_flight,
+            requests: 7,
+            failures: 1,
+            ejected: !healthy,
+            ejections: 2,
+            check: healthy.then_some(true),
+            ailment: None,
+        }
     }
 
     fn now() -> Now {
@@ -378,7 +413,7 @@ mod tests {
         metrics.swapped();
         metrics.set_diagnostics(1, 2, 3);
         let upstreams = vec![upstream("shop.1", true, 2), upstream("shop.2", false, 1), upstream("shop.1", true, 2)];
-        let text = metrics.encode(&Now { upstreams, ..now() });
+        let text = metrics.encode(&Now { upstreams, refused_retries: vec![("shop".into(), 5)], ..now() });
         for line in [
             "skep_snapshot_age_seconds 1.5",
             "skep_docker_connected 1",
@@ -394,6 +429,10 @@ mod tests {
             r#"skep_upstream_healthy{service="shop",task="shop.2",backend="shop/shop.2@10.0.0.1:80"} 0"#,
             r#"skep_upstream_in_flight{service="shop",task="shop.1",backend="shop/shop.1@10.0.0.1:80"} 2"#,
             r#"skep_upstream_requests_total{service="shop",task="shop.1",backend="shop/shop.1@10.0.0.1:80"} 7"#,
+            r#"skep_upstream_ejected{service="shop",task="shop.2",backend="shop/shop.2@10.0.0.1:80"} 1"#,
+            r#"skep_upstream_ejections_total{service="shop",task="shop.2",backend="shop/shop.2@10.0.0.1:80"} 2"#,
+            r#"skep_upstream_check_up{service="shop",task="shop.1",backend="shop/shop.1@10.0.0.1:80"} 1"#,
+            r#"skep_retry_budget_exhausted_total{service="shop"} 5"#,
             concat!("skep_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
         ] {
             has(&text, line);

@@ -5,26 +5,88 @@ use std::hash::Hasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Affinity, Backend, Balance, Group, Ledger, Pool};
+use super::ejection::WHOLE;
+use super::health::Fitness;
+use super::{Affinity, Backend, Balance, Failure, Group, Ledger, Moment, Pool};
 use crate::snapshot::Condition;
 
 impl Pool {
     /// A backend that may get traffic and is not in `tried`, or `None`. A sticky cookie's task where it is still good;
     /// else a group by weight (a weight of 0 gets nothing unless no other group can serve), and in it a task by balance.
-    pub fn pick(&self, ledger: &Ledger, affinity: Affinity<'_>, tried: &[Arc<str>], seed: u64) -> Option<&Backend> {
+    /// Who is ejected, or waits for its first check, is asked only where nobody else is left, the least bad first; who fails its check never.
+    pub fn pick(&self, ledger: &Ledger, affinity: Affinity<'_>, tried: &[Arc<str>], now: Moment, seed: u64) -> Option<&Backend> {
         let usable = |backend: &&Backend| backend.condition == Condition::Healthy && !tried.contains(&backend.id);
-        let serves = |group: &&Group| group.backends.iter().any(|backend| usable(&backend));
+        if ledger.all_well(now) {
+            return self.pick_among(ledger, affinity, seed, usable);
+        }
+        let fitness = |backend: &Backend| ledger.fitness(&backend.id, now);
+        let draw = self.key(affinity).unwrap_or(seed);
+        // Who comes back takes part in some draws only, and for a hashed key in more and more of them.
+        let drawn = |backend: &Backend, share| share == WHOLE || mix(draw ^ hash(backend.token.as_bytes())) >> 32 < share;
+        let full = |backend: &&Backend| usable(backend) && matches!(fitness(backend), Fitness::Fit(share) if drawn(backend, share));
+        let fit = |backend: &&Backend| usable(backend) && matches!(fitness(backend), Fitness::Fit(_));
+        let unchecked = |backend: &&Backend| usable(backend) && fitness(backend) == Fitness::Unchecked;
+        let sticky = affinity.token.and_then(|_| self.pick_sticky(affinity, fit));
+        let picked =
+            sticky.or_else(|| self.pick_among(ledger, affinity, seed, full)).or_else(|| self.pick_among(ledger, affinity, seed, fit));
+        picked.or_else(|| self.pick_among(ledger, affinity, seed, unchecked)).or_else(|| {
+            let ejected = |backend: &Backend| match fitness(backend) {
+                Fitness::Ejected(until) => Some(until),
+                _ => None,
+            };
+            let all = self.groups.iter().flat_map(|group| &group.backends).filter(usable);
+            all.filter_map(|backend| Some((ejected(backend)?, backend))).min_by_key(|(until, _)| *until).map(|(_, backend)| backend)
+        })
+    }
+
+    /// Does a client belong to a task of its own?
+    pub fn binds(&self) -> bool {
+        self.sticky.is_some() || matches!(self.balance, Balance::HashIp | Balance::HashHeader(_) | Balance::HashCookie(_))
+    }
+
+    /// Is there a backend, not in `tried`, that is not known to be sick?
+    pub fn has_fit(&self, ledger: &Ledger, tried: &[Arc<str>], now: Moment) -> bool {
+        let backends = self.groups.iter().flat_map(|group| &group.backends);
+        let mut others = backends.filter(|backend| backend.condition == Condition::Healthy && !tried.contains(&backend.id));
+        others.any(|backend| matches!(ledger.fitness(&backend.id, now), Fitness::Fit(_)))
+    }
+
+    /// May the backend with this id be ejected for `failure`? Never the last one that serves; and where it may be overload, at most half of them.
+    pub(super) fn can_spare(&self, ledger: &Ledger, id: &str, failure: Failure, now: Moment) -> bool {
+        let backends = self.groups.iter().flat_map(|group| &group.backends).filter(|other| other.condition == Condition::Healthy);
+        let fit = backends.clone().filter(|other| *other.id != *id && matches!(ledger.fitness(&other.id, now), Fitness::Fit(_))).count();
+        let all = backends.count();
+        fit > 0 && (!failure.may_be_overload() || fit * 2 >= all)
+    }
+
+    fn pick_sticky<'a>(&'a self, affinity: Affinity<'_>, usable: impl Fn(&&'a Backend) -> bool + Copy) -> Option<&'a Backend> {
+        let (Some(_), Some(token)) = (&self.sticky, affinity.token) else { return None };
+        self.serving(usable).flat_map(|group| &group.backends).filter(usable).find(|backend| &*backend.token == token)
+    }
+
+    /// The groups with a usable backend; those of weight 0 only where there are no others.
+    fn serving<'a>(&'a self, usable: impl Fn(&&'a Backend) -> bool + Copy) -> impl Iterator<Item = &'a Group> + Clone {
+        let serves = move |group: &&'a Group| {
+            let group: &'a Group = group;
+            group.backends.iter().any(|backend| usable(&backend))
+        };
         let weighted = self.groups.iter().filter(serves).any(|group| group.weight > 0);
-        let groups = || self.groups.iter().filter(serves).filter(move |group| !weighted || group.weight > 0);
-        if let (Some(_), Some(token)) = (&self.sticky, affinity.token) {
-            let sticky = groups().flat_map(|group| &group.backends).filter(usable).find(|backend| &*backend.token == token);
-            if sticky.is_some() {
-                return sticky;
-            }
+        self.groups.iter().filter(serves).filter(move |group| !weighted || group.weight > 0)
+    }
+
+    fn pick_among<'a>(
+        &'a self,
+        ledger: &Ledger,
+        affinity: Affinity<'_>,
+        seed: u64,
+        usable: impl Fn(&&'a Backend) -> bool + Copy,
+    ) -> Option<&'a Backend> {
+        if let Some(sticky) = self.pick_sticky(affinity, usable) {
+            return Some(sticky);
         }
         // A key that decides the task decides the group too: who is hashed sees one version of a service, not a new draw each time.
         let key = self.key(affinity);
-        let group = by_weight(groups(), key.unwrap_or(seed))?;
+        let group = by_weight(self.serving(usable), key.unwrap_or(seed))?;
         self.choose(group, ledger, key, seed, usable)
     }
 
@@ -155,7 +217,8 @@ pub(super) mod tests {
     }
 
     pub(in super::super) fn pool(groups: Vec<(&str, u32, Vec<Backend>)>) -> Pool {
-        let groups = groups.into_iter().map(|(service, weight, backends)| Group { service: Arc::from(service), weight, backends });
+        let groups =
+            groups.into_iter().map(|(service, weight, backends)| Group { service: Arc::from(service), weight, backends, check: None });
         Pool { groups: groups.collect(), balance: Balance::PowerOfTwo, sticky: None }
     }
 
@@ -167,7 +230,7 @@ pub(super) mod tests {
     fn spread(pool: &Pool, ledger: &Ledger, name: impl Fn(&Backend) -> Arc<str>) -> BTreeMap<Arc<str>, u32> {
         let mut counts = BTreeMap::new();
         for seed in 0..10_000 {
-            let picked = pool.pick(ledger, Affinity::default(), &[], seed).expect("all are healthy");
+            let picked = pool.pick(ledger, Affinity::default(), &[], Moment(0), seed).expect("all are healthy");
             *counts.entry(name(picked)).or_default() += 1;
         }
         counts
@@ -222,8 +285,9 @@ pub(super) mod tests {
         let mut pool = pool(vec![("old", 99, vec![backend("old", 1)]), ("new", 1, vec![backend("new", 2), backend("new", 3)])]);
         let token = pool.groups[1].backends[1].token.clone();
         let affinity = Affinity { token: Some(&token), ..Affinity::default() };
-        let hits =
-            |pool: &Pool| (0..1000).filter(|seed| pool.pick(&ledger, affinity, &[], *seed).is_some_and(|b| b.token == token)).count();
+        let hits = |pool: &Pool| {
+            (0..1000).filter(|seed| pool.pick(&ledger, affinity, &[], Moment(0), *seed).is_some_and(|b| b.token == token)).count()
+        };
         assert!(hits(&pool) < 50, "a token is nothing without the key");
         pool.sticky = Some("lb".into());
         assert_eq!(hits(&pool), 1000);
@@ -253,8 +317,8 @@ pub(super) mod tests {
         for user in 0..2000 {
             let user = user.to_string();
             let affinity = Affinity { key: Some(&user), ..Affinity::default() };
-            let before = four.pick(&ledger, affinity, &[], 1).expect("healthy");
-            let after = five.pick(&ledger, affinity, &[], 2).expect("healthy");
+            let before = four.pick(&ledger, affinity, &[], Moment(0), 1).expect("healthy");
+            let after = five.pick(&ledger, affinity, &[], Moment(0), 2).expect("healthy");
             if before.id != after.id {
                 assert_eq!(&*after.task, "shop.5", "keys move to the new task only");
                 moved += 1;
@@ -277,7 +341,7 @@ pub(super) mod tests {
             let groups = groups.into_iter().enumerate().map(|(index, (weight, conditions))| {
                 let service = format!("s{index}");
                 let backends = (1..).zip(conditions).map(|(number, condition)| Backend { condition, ..backend(&service, number) });
-                Group { backends: backends.collect(), service: Arc::from(service.as_str()), weight }
+                Group { backends: backends.collect(), service: Arc::from(service.as_str()), weight, check: None }
             });
             Pool { groups: groups.collect(), balance, sticky: sticky.then(|| "lb".into()) }
         })
@@ -292,7 +356,7 @@ pub(super) mod tests {
             let token = all.get(token).map(|backend| &*backend.token);
             let affinity = Affinity { client: Some(IpAddr::from([10, 1, 2, 3])), key: Some(&key), token };
             let mut tried = Vec::new();
-            while let Some(picked) = pool.pick(&ledger, affinity, &tried, seed) {
+            while let Some(picked) = pool.pick(&ledger, affinity, &tried, Moment(0), seed) {
                 prop_assert_eq!(picked.condition, Condition::Healthy);
                 prop_assert!(!tried.contains(&picked.id));
                 tried.push(picked.id.clone());
@@ -307,11 +371,11 @@ pub(super) mod tests {
             pool.balance = Balance::HashCookie("sid".into());
             let ledger = Ledger::default();
             let affinity = Affinity { key: Some(&key), ..Affinity::default() };
-            let before = pool.pick(&ledger, affinity, &[], seeds[0]).map(|backend| backend.id.clone());
+            let before = pool.pick(&ledger, affinity, &[], Moment(0), seeds[0]).map(|backend| backend.id.clone());
             for group in &mut pool.groups {
                 group.backends.reverse();
             }
-            prop_assert_eq!(before, pool.pick(&ledger, affinity, &[], seeds[1]).map(|backend| backend.id.clone()));
+            prop_assert_eq!(before, pool.pick(&ledger, affinity, &[], Moment(0), seeds[1]).map(|backend| backend.id.clone()));
         }
     }
 }

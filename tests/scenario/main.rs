@@ -1,5 +1,6 @@
 //! Short stories against the real thing. One binary, so that it links once; each story has its own ports.
 
+mod deploys;
 mod discovery;
 mod edge;
 mod front;
@@ -7,6 +8,7 @@ mod harness;
 mod hostile;
 mod lean;
 mod limits;
+mod resilience;
 mod seen;
 mod siege;
 mod swarm;

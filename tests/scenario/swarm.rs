@@ -155,7 +155,7 @@ impl Drop for Edge {
 }
 
 /// Services of a test are removed at its end, also when it fails.
-struct Cleanup<'a>(&'a Engine, Vec<&'static str>);
+pub struct Cleanup<'a>(pub &'a Engine, pub Vec<&'static str>);
 
 impl Drop for Cleanup<'_> {
     fn drop(&mut self) {
@@ -165,7 +165,7 @@ impl Drop for Cleanup<'_> {
     }
 }
 
-fn overlay(engine: &Engine, name: &str) {
+pub fn overlay(engine: &Engine, name: &str) {
     engine.docker(&["network", "create", "--driver", "overlay", "--attachable", name]);
 }
 
