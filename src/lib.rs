@@ -34,9 +34,11 @@
 //! [`snapshot::Snapshot`]; `server` hands it to [`state::State::build`], which asks [`label::parse`] and then each feature's
 //! `parse` for its typed keys; [`state::Live::publish`] compares, stores and says what changed.
 //!
-//! **A request arrives.** `server::listener` accepts, [`proxy::stream`] wraps the socket, pingora reads the head and calls
-//! [`proxy::pingora`], which loads the state once, lets [`proxy::route`] decide, asks [`proxy::limit::Limits::admit`] whether the
-//! request may go on now, lets [`upstream::Pool::pick`] choose a backend, and hands a [`telemetry::Record`] to the access log and the metrics at the end.
+//! **A request arrives.** `server::listener` accepts on one of the worker threads and hands the connection to [`proxy::lean`]. A plain
+//! HTTP/1.1 request stays there: bytes in, bytes out. Everything else (HTTP/2, upgrades, chunked requests, routes that compress or mirror,
+//! TLS upstreams) goes to pingora, request by request, through [`proxy::stream`] and [`proxy::pingora`]. Both load the state once, let
+//! [`proxy::route`] decide, ask [`proxy::limit::Limits::admit`] whether the request may go on now, let [`upstream::Pool::pick`] choose a
+//! backend, decide on another try by [`upstream::retry`], and hand a [`telemetry::Record`] to the access log and the metrics at the end.
 //!
 //! **A user asks why.** `skep explain URL` fetches the snapshot of the running edge, builds the same state from it, and
 //! prints every candidate with the reason it lost: there is no second copy of the rules to disagree with the first.
