@@ -2,8 +2,13 @@
 //! Everything that decides is elsewhere; this file starts tasks, connects their channels and ends them in the right order.
 
 pub mod demo;
+pub mod handover;
+mod inherit;
+mod init;
 pub mod listener;
+mod notify;
 mod publish;
+pub mod talk;
 mod view;
 mod worker;
 
@@ -39,6 +44,8 @@ use crate::telemetry::prometheus::Metrics;
 use crate::telemetry::slow::SlowLog;
 use crate::upstream::Ledger;
 
+use self::handover::{Handover, Program, Successor};
+use self::inherit::Inherited;
 use self::listener::{Acceptor, BindError};
 use self::publish::{Publisher, Sources};
 use self::view::View;
@@ -142,18 +149,22 @@ pub struct Running {
     recorder: Arc<Recorder>,
     tasks: JoinSet<()>,
     workers: Workers,
+    handover: Arc<Handover>,
 }
 
-/// Starts the edge: binds first, so that a taken port is said at once; then asks for the services; then serves.
+/// Starts the edge: binds first, or takes over from a running one, so that a taken port is said at once; then asks for the
+/// services; then serves; then ends the running one.
 ///
 /// # Errors
-/// When an address cannot be bound or the access log cannot be opened.
+/// When an address cannot be bound or the access log cannot be opened; a running edge then goes on.
 pub async fn start(options: Options) -> Result<Running, Error> {
     let Options { config, reload, files, demo } = options;
     refuse_missing_authorities()?;
-    let config = Arc::new(config);
-    let listeners = config.http.listen.iter().map(|address| listener::bind(*address)).collect::<Result<Vec<_>, _>>()?;
-    let admin = config.admin.listen.map(listener::bind).transpose()?;
+    let (program, config) = (Program::of_this_process(), Arc::new(config));
+    let mut inherited = Inherited::ask(&config).await;
+    let listeners = config.http.listen.iter().map(|address| inherited.listener(*address)).collect::<Result<Vec<_>, _>>()?;
+    let admin = config.admin.listen.map(|address| inherited.listener(address)).transpose()?;
+    let copies = handover::copies(&config, &listeners, admin.as_ref()).map_err(worker_error)?;
     if !config.https.listen.is_empty() {
         tracing::warn!(listen = ?config.https.listen, "TLS is not built in so far: the HTTPS addresses are not listened on");
     }
@@ -171,6 +182,9 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     }
     let (config_sender, config_receiver) = watch::channel(config.clone());
     let sources = Sources::start(&config, stacks(files, demo), health.clone(), &ended, &mut tasks).await;
+    if inherited.is_upgrade() && !sources.have_spoken() {
+        return Err(Error::Start("Docker does not say which services there are; the running edge knows, and goes on".to_owned()));
+    }
     let publisher = Publisher::new(config_receiver, sources, recorder.metrics.clone());
     let proxy = Arc::new(application(publisher.live.clone(), publisher.ledger.clone(), recorder.clone(), &config));
     let (stop, stopping) = watch::channel(false);
@@ -199,9 +213,24 @@ pub async fn start(options: Options) -> Result<Running, Error> {
         workers.start(&listeners, acceptor, &ended, &mut tasks).map_err(worker_error)?;
     }
     tasks.spawn(publisher.follow());
+    let socket = inherited.ready().await?;
+    let handover = Handover::start(copies, config_sender.subscribe(), socket, program, &mut tasks).map_err(worker_error)?;
     tracing::info!(http = ?http, admin = ?admin_address, "serving");
     let ended = ended.drop_guard();
-    Ok(Running { http, admin: admin_address, proxy, connections, stop, ended, config: config_sender, reload, recorder, tasks, workers })
+    Ok(Running {
+        http,
+        admin: admin_address,
+        proxy,
+        connections,
+        stop,
+        ended,
+        config: config_sender,
+        reload,
+        recorder,
+        tasks,
+        workers,
+        handover,
+    })
 }
 
 fn worker_error(error: std::io::Error) -> Error {
@@ -219,6 +248,7 @@ fn workers_wanted(config: &Config) -> usize {
 impl Running {
     /// Stops politely: nothing new is accepted, what flows is finished within `proxy.drain`. Returns how many connections were cut.
     pub async fn stop(mut self) -> usize {
+        self.handover.close().await;
         let limit = self.config.borrow().proxy.drain;
         let cut = drain(&self.proxy, &self.connections, &self.stop, limit).await;
         if let Some(spans) = &self.recorder.spans {
@@ -253,39 +283,74 @@ impl Running {
     }
 }
 
-/// Serves until SIGTERM or SIGINT; SIGHUP reloads. `announce` is called once the edge serves.
+/// Serves until SIGTERM or SIGINT, or until another one took over; SIGHUP reloads, SIGUSR2 upgrades. `announce` is called once
+/// the edge serves. Returns the exit code.
 ///
 /// # Errors
 /// As [`start`], and when signals cannot be watched.
-pub async fn run(options: Options, announce: impl FnOnce(&Running)) -> Result<(), Error> {
+pub async fn run(options: Options, announce: impl FnOnce(&Running)) -> Result<u8, Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
+    let mut upgrade = signal(SignalKind::user_defined2()).map_err(Error::Signals)?;
     let mut running = start(options).await?;
+    notify::tell("READY=1");
     announce(&running);
+    let handover = running.handover.clone();
     let mut broken = None;
     while broken.is_none() {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => running.reload(),
+            _ = upgrade.recv() => handover.clone().start_aloud(),
+            successor = handover.handed() => return hand_over(running, successor).await,
             Some(ended) = running.tasks.join_next() => broken = ended.err(),
         }
     }
     if let Some(error) = &broken {
         tracing::error!(%error, "a part of the edge ended by itself; stopping, so that it is started again as a whole");
     }
+    notify::tell("STOPPING=1");
     tracing::info!("stopping: finishing what flows; a second signal cuts it");
     let cut = tokio::select! {
         cut = running.stop() => cut,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(0),
+        _ = interrupt.recv() => return Ok(0),
     };
+    say_stopped(cut);
+    broken.map_or(Ok(0), |error| Err(Error::Part(error)))
+}
+
+/// The end of an edge whose sockets are served by `successor`: finishes what it has. Signals are the successor's; the limit of the
+/// drain is the end of this one. Process 1 stays behind its child, or the container would end.
+async fn hand_over(running: Running, successor: Successor) -> Result<u8, Error> {
+    tracing::info!(pid = successor.pid, "another edge serves now: finishing what flows here");
+    if successor.is_child {
+        // Before this process ends, which else ends the service.
+        notify::tell(&format!("MAINPID={}", successor.pid));
+    }
+    let handover = running.handover.clone();
+    let drained = async { say_stopped(running.stop().await) };
+    if successor.is_child && std::process::id() == 1 {
+        let staying = async {
+            drained.await;
+            std::future::pending().await
+        };
+        return tokio::select! {
+            code = init::attend(successor.pid, handover.path()) => code.map_err(Error::Signals),
+            () = staying => Ok(0),
+        };
+    }
+    drained.await;
+    Ok(0)
+}
+
+fn say_stopped(cut: usize) {
     match cut {
         0 => tracing::info!("stopped, nothing was cut"),
         cut => tracing::warn!(cut, "stopped; connections were still busy at the end of proxy.drain"),
     }
-    broken.map_or(Ok(()), |error| Err(Error::Part(error)))
 }
 
 fn stacks(files: Vec<PathBuf>, demo: Option<BTreeMap<String, String>>) -> Vec<Stack> {
