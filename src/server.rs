@@ -33,7 +33,7 @@ use crate::diagnostic::{Diagnostic, render};
 use crate::provider::Health;
 use crate::provider::files::Stack;
 use crate::proxy::Observer;
-use crate::proxy::lean::{Lean, POLITE};
+use crate::proxy::lean::Lean;
 use crate::proxy::pingora::Edge;
 use crate::state::Live;
 use crate::telemetry::Record;
@@ -53,6 +53,11 @@ use self::worker::Workers;
 
 /// Keep-alive connections to upstreams that are kept in all; too small a pool costs more than anything else in the proxy.
 const UPSTREAM_POOL: usize = 4096;
+
+/// Idle connections stay so long once the edge stops: clients need a moment to see that.
+const POLITE: Duration = Duration::from_secs(2);
+/// And at least so long before the rest is cut, where that is possible.
+const LAST_SECOND: Duration = Duration::from_secs(1);
 
 /// A mistake or an obstacle that stops the edge from starting.
 #[derive(Debug, thiserror::Error)]
@@ -119,21 +124,6 @@ fn application(live: Arc<Live>, ledger: Arc<Ledger>, recorder: Arc<Recorder>, co
     proxy
 }
 
-/// Ends what flows, politely: no new connections, answers say `Connection: close`, then idle ones are closed, then
-/// `drain` is waited for. Returns how many connections had to be cut.
-async fn drain(proxy: &Arc<HttpProxy<Edge>>, connections: &TaskTracker, stop: &watch::Sender<bool>, limit: Duration) -> usize {
-    stop.send_replace(true);
-    connections.close();
-    if tokio::time::timeout(POLITE.min(limit), connections.wait()).await.is_ok() {
-        return 0;
-    }
-    ServerApp::cleanup(proxy.as_ref()).await;
-    match tokio::time::timeout(limit.saturating_sub(POLITE), connections.wait()).await {
-        Ok(()) => 0,
-        Err(_) => connections.len(),
-    }
-}
-
 /// A serving edge.
 pub struct Running {
     /// Where it listens, with the ports that were really given.
@@ -142,6 +132,8 @@ pub struct Running {
     proxy: Arc<HttpProxy<Edge>>,
     connections: TaskTracker,
     stop: watch::Sender<bool>,
+    /// Ends connections without a request.
+    idle_end: CancellationToken,
     /// Ends the providers, once nothing flows any more.
     ended: DropGuard,
     config: watch::Sender<Arc<Config>>,
@@ -188,6 +180,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let publisher = Publisher::new(config_receiver, sources, recorder.metrics.clone());
     let proxy = Arc::new(application(publisher.live.clone(), publisher.ledger.clone(), recorder.clone(), &config));
     let (stop, stopping) = watch::channel(false);
+    let idle_end = CancellationToken::new();
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(config.proxy.max_connections));
     let local = |listener: &TcpListener| listener.local_addr().map_err(|error| Error::Start(format!("a listener has no address: {error}")));
@@ -208,7 +201,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let mut workers = Workers::default();
     for _ in 0..workers_wanted(&config) {
         let (live, ledger) = (publisher.live.clone(), publisher.ledger.clone());
-        let lean = Arc::new(Lean::new(proxy.clone(), live, ledger, recorder.clone(), stopping.clone()));
+        let lean = Arc::new(Lean::new(proxy.clone(), live, ledger, recorder.clone(), stopping.clone(), idle_end.clone()));
         let acceptor = Acceptor { lean, places: places.clone(), connections: connections.clone(), stopping: stopping.clone() };
         workers.start(&listeners, acceptor, &ended, &mut tasks).map_err(worker_error)?;
     }
@@ -223,6 +216,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
         proxy,
         connections,
         stop,
+        idle_end,
         ended,
         config: config_sender,
         reload,
@@ -250,7 +244,7 @@ impl Running {
     pub async fn stop(mut self) -> usize {
         self.handover.close().await;
         let limit = self.config.borrow().proxy.drain;
-        let cut = drain(&self.proxy, &self.connections, &self.stop, limit).await;
+        let cut = self.drain(limit).await;
         if let Some(spans) = &self.recorder.spans {
             spans.flush().await;
         }
@@ -258,6 +252,23 @@ impl Running {
         self.workers.join().await;
         self.tasks.shutdown().await;
         cut
+    }
+
+    /// Ends what flows: answers say `Connection: close`, then idle connections are closed, then the others are waited for. Returns
+    /// how many connections had to be cut.
+    async fn drain(&self, limit: Duration) -> usize {
+        self.stop.send_replace(true);
+        self.connections.close();
+        let (polite, rest) = patience(limit, self.handover.has_successor());
+        if tokio::time::timeout(polite, self.connections.wait()).await.is_ok() {
+            return 0;
+        }
+        self.idle_end.cancel();
+        ServerApp::cleanup(self.proxy.as_ref()).await;
+        match tokio::time::timeout(rest, self.connections.wait()).await {
+            Ok(()) => 0,
+            Err(_) => self.connections.len(),
+        }
     }
 
     /// From where [`Running::reload`] reads.
@@ -346,6 +357,15 @@ async fn hand_over(running: Running, successor: Successor) -> Result<u8, Error> 
     Ok(0)
 }
 
+/// How long idle connections may stay, and how long the others after that. A client may send a request in the moment in which its
+/// idle connection is closed; so where another edge serves and nobody waits for this one's end, it gets as long as there is to
+/// hear of it by an answer instead.
+fn patience(limit: Duration, has_successor: bool) -> (Duration, Duration) {
+    let polite = if has_successor { limit.saturating_sub(LAST_SECOND).max(POLITE) } else { POLITE };
+    let polite = polite.min(limit);
+    (polite, limit - polite)
+}
+
 fn say_stopped(cut: usize) {
     match cut {
         0 => tracing::info!("stopped, nothing was cut"),
@@ -365,5 +385,21 @@ fn refuse_missing_authorities() -> Result<(), Error> {
             Err(Error::Start(format!("SSL_CERT_FILE names {}, which does not exist: unset it or install ca-certificates", path.display())))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_connections_have_longer_where_another_edge_serves() {
+        // limit, with a successor, how long idle ones stay, the rest
+        for (limit, has_successor, idle, rest) in
+            [(30, false, 2, 28), (30, true, 29, 1), (8, true, 7, 1), (2, true, 2, 0), (1, false, 1, 0), (1, true, 1, 0), (0, true, 0, 0)]
+        {
+            let wanted = (Duration::from_secs(idle), Duration::from_secs(rest));
+            assert_eq!(patience(Duration::from_secs(limit), has_successor), wanted, "{limit}");
+        }
     }
 }

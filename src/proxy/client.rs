@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use pingora_timeout::timeout;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -89,6 +90,11 @@ impl Client {
                 return false;
             }
         }
+    }
+
+    /// Has the client sent something that is not read yet? Asked of the kernel.
+    pub(super) fn was_spoken_to(&self) -> bool {
+        matches!(SockRef::from(&self.tcp).peek(&mut [MaybeUninit::uninit()]), Ok(1..))
     }
 
     /// Writes all of it, within `limit`.

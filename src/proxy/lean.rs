@@ -6,6 +6,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use http::Uri;
 use http::header::HeaderMap;
 use pingora_core::apps::{HttpServerApp, ServerApp};
@@ -14,6 +15,7 @@ use pingora_proxy::HttpProxy;
 use pingora_timeout::timeout;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::answer::Rendered;
 use super::client::Client;
@@ -30,8 +32,8 @@ use crate::upstream::{Ledger, Scheme};
 
 /// After an early answer the rest of the request is read for so long, or the client would see a reset instead of the answer.
 const DRAIN_REQUEST: Duration = Duration::from_secs(1);
-/// Idle connections stay so long once the edge stops: clients need a moment to see that.
-pub const POLITE: Duration = Duration::from_secs(2);
+/// Over so long idle connections are closed once they shall be: a thousand in one moment would keep both sides from hearing each other.
+const SPREAD_MS: u64 = 300;
 /// How often idle upstream connections are looked through.
 pub const SWEEP: Duration = Duration::from_secs(5);
 
@@ -44,6 +46,8 @@ pub struct Lean {
     idle: Idle,
     /// True once the edge is stopping: answers then close their connections.
     stopping: watch::Receiver<bool>,
+    /// Once cancelled, connections without a request are closed.
+    idle_end: CancellationToken,
 }
 
 /// What happens to the connection after a request.
@@ -66,8 +70,9 @@ impl Lean {
         ledger: Arc<Ledger>,
         observer: Arc<dyn Observer>,
         stopping: watch::Receiver<bool>,
+        idle_end: CancellationToken,
     ) -> Lean {
-        Lean { proxy, live, ledger, observer, idle: Idle::default(), stopping }
+        Lean { proxy, live, ledger, observer, idle: Idle::default(), stopping, idle_end }
     }
 
     /// Closes idle upstream connections that are of no use any more. To be called every [`SWEEP`].
@@ -79,12 +84,11 @@ impl Lean {
     pub async fn serve(&self, tcp: TcpStream, about: PerConnection) {
         let mut client = Client::new(tcp, about);
         let mut first = true;
-        let mut stopping = self.stopping.clone();
-        let mut stopped = pin!(async move {
-            // An error means that the edge is gone.
-            _ = stopping.wait_for(|stop| *stop).await;
-            tokio::time::sleep(POLITE).await;
-        });
+        let idle_end = async {
+            self.idle_end.cancelled().await;
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(0..SPREAD_MS))).await;
+        };
+        let mut stopped = pin!(idle_end.fuse());
         while let Some(arrived) = self.arrived(&mut client, first, stopped.as_mut()).await {
             first = false;
             // Boxed: an idle connection must not hold the room of a busy one.
@@ -126,7 +130,8 @@ impl Lean {
             tokio::select! {
                 biased;
                 read = timeout(limit, client.fill()) => matches!(read, Ok(Ok(1..))).then_some(())?,
-                () = stopped => return None,
+                // What the kernel has and the events do not tell yet is a request that must not be lost.
+                () = stopped => (client.was_spoken_to() && matches!(timeout(limit, client.fill()).await, Ok(Ok(1..)))).then_some(())?,
             }
         }
         let mut began = None;

@@ -258,6 +258,11 @@ impl Handover {
         }
     }
 
+    /// Does another edge serve now?
+    pub fn has_successor(&self) -> bool {
+        self.successor.borrow().is_some()
+    }
+
     /// The upgrade socket.
     pub fn path(&self) -> Option<&Path> {
         self.socket.as_ref().map(|socket| socket.path.as_path())
