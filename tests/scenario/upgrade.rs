@@ -266,3 +266,148 @@ async fn an_upgrade_refuses_and_resets_nothing() {
     drop(lost);
     edge.stop();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_binary_that_does_not_serve_changes_nothing() {
+    let upstream = Upstream::start("a").await;
+    let edge = Edge::start(&upstream, "5s");
+    let old = edge.serving().unwrap();
+    // What takes the listening sockets, and dies before it serves: its access log is in the way of a directory.
+    let script = edge.path("late.sh");
+    std::fs::write(&script, format!("#!/bin/sh\nSKEP_ACCESS_LOG_PATH={} exec {SKEP} \"$@\"\n", edge.directory.path().display())).unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let settings = std::fs::read_to_string(edge.path("skep.toml")).unwrap();
+    // binary, change of the settings, what is said
+    for (binary, broken, reason) in [
+        ("/bin/false", false, "ended (exit status: 1)"),
+        ("/nonexistent", false, "does not start"),
+        (script.to_str().unwrap(), false, "ended (exit status: 2)"),
+        (SKEP, true, "ended (exit status: 2)"),
+    ] {
+        if broken {
+            std::fs::write(edge.path("skep.toml"), format!("{settings}[proxy]\ndrain = 30\n")).unwrap();
+        }
+        let socket = edge.path("upgrade.sock");
+        let mut command = Command::new(SKEP);
+        command.args(["upgrade", "--socket"]).arg(&socket).args(["--binary", binary]);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let text = said(&output);
+        assert!(output.status.code() == Some(1) && text.contains(reason) && text.contains("goes on"), "{binary}: {text}{}", edge.log());
+        assert_eq!(edge.serving(), Some(old), "{binary}");
+        assert_eq!(get_path(edge.http, "a.test", "/").await.status, 200, "{binary}");
+    }
+    assert!(edge.log().contains("cannot open the access log"), "{}", edge.log());
+    std::fs::write(edge.path("skep.toml"), settings).unwrap();
+    assert!(edge.upgrade(&[]).await.status.success(), "{}", edge.log());
+    assert_ne!(edge.serving(), Some(old));
+    edge.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_on_the_socket_harms_nothing() {
+    let upstream = Upstream::start("a").await;
+    let edge = Edge::start(&upstream, "5s");
+    let old = edge.serving().unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(edge.path("upgrade.sock")).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let long = vec![b'x'; 1 << 20];
+    // sent, answered
+    for (line, answer) in [
+        (&b"GET / HTTP/1.1\r\n\r\n"[..], "this is not a message of Skep"),
+        (b"skep/2 {\"later\":1}\n", "version 2"),
+        (b"skep/1 {\"take\":\n", "makes no sense"),
+        (b"skep/1 {\"ready\":{\"pid\":1}}\n", "nothing was taken"),
+        (b"skep/1 {\"take\":{\"listen\":[\"127.0.0.1:1\"]}}\n", "it listens elsewhere"),
+        (b"skep/1 {\"start\":{\"binary\":\"/nonexistent\"}}\n", "does not start"),
+        (b"\n", "this is not a message of Skep"),
+    ] {
+        let said = edge.say(line).unwrap();
+        assert!(said.starts_with("skep/1 {\"refused\":") && said.contains(answer), "{said}");
+    }
+    // More than is read, nothing at all, and half a line by many who stay.
+    _ = edge.say(&long);
+    let silent: Vec<_> = (0..4)
+        .map(|_| {
+            let mut stream = std::os::unix::net::UnixStream::connect(edge.path("upgrade.sock")).unwrap();
+            stream.write_all(b"skep/1 {\"ta").unwrap();
+            stream
+        })
+        .collect();
+    // Who takes and leaves, or says something else, was none.
+    let take = format!("skep/1 {{\"take\":{{\"listen\":[\"{}\"]}}}}\n", edge.http);
+    for then in [&b""[..], b"skep/1 \"who\"\n", b"garbage\n"] {
+        let mut line = take.clone().into_bytes();
+        line.extend_from_slice(then);
+        // The one before may not be noticed to be gone at once.
+        edge.until("its turn comes", || edge.say(&line).unwrap().contains("listeners"));
+    }
+    assert_eq!(edge.serving(), Some(old));
+    assert_eq!(get_path(edge.http, "a.test", "/").await.status, 200);
+    assert!(edge.upgrade(&[]).await.status.success(), "{}", edge.log());
+    drop(silent);
+    edge.stop();
+}
+
+/// As a new container beside the old one does it: nobody asks the old edge to start anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_start_with_the_same_settings_takes_over_and_one_with_others_does_not() {
+    let upstream = Upstream::start("a").await;
+    let edge = Edge::start(&upstream, "5s");
+    let old = edge.serving().unwrap();
+    let second = |name: &str, more: &[&str]| {
+        let log = std::fs::File::create(edge.path(name)).unwrap();
+        let mut command = Command::new(SKEP);
+        command.args(["run", "--no-docker", "--config"]).arg(edge.path("skep.toml")).arg("--file").arg(edge.path("stack.yml")).args(more);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    };
+    let log_of = |name: &str| std::fs::read_to_string(edge.path(name)).unwrap();
+
+    let mut stranger = second("stranger", &["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    edge.until("the stranger serves", || log_of("stranger").contains(" serving "));
+    assert!(log_of("stranger").contains("is left alone"), "{}", log_of("stranger"));
+    assert_eq!((edge.serving(), edge.ended()), (Some(old), false));
+    signal(stranger.id(), "TERM");
+    assert_eq!(stranger.wait().unwrap().code(), Some(0));
+    assert_eq!(edge.serving(), Some(old), "the stranger's end leaves the socket where it is");
+
+    let mut follower = second("follower", &[]);
+    edge.until("the old one ends", || edge.ended());
+    assert_eq!(edge.serving(), Some(follower.id()));
+    assert_eq!(get_path(edge.http, "a.test", "/").await.status, 200);
+    signal(follower.id(), "TERM");
+    assert_eq!(follower.wait().unwrap().code(), Some(0));
+    assert!(!edge.path("upgrade.sock").exists(), "who is the last takes the socket away");
+}
+
+/// Needs the privilege to make a namespace of processes; without it there is nothing to see.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn process_1_of_a_container_stays_until_the_last_edge_ends() {
+    let namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    if !Command::new(namespace[0]).args(&namespace[1..]).arg("true").status().is_ok_and(|status| status.success()) {
+        return;
+    }
+    let upstream = Upstream::start("a").await;
+    let edge = Edge::start_by(&[&namespace[..], &[SKEP]].concat(), &upstream, "5s");
+    assert_eq!(edge.serving(), Some(1));
+    let mut last = 1;
+    for round in 0..3 {
+        assert!(edge.upgrade(&[]).await.status.success(), "{}", edge.log());
+        let new = edge.serving().unwrap();
+        assert!(new > last, "{round}: {new}");
+        last = new;
+        edge.until("the one before has ended", || edge.log().matches("stopped, nothing was cut").count() == round + 1);
+        assert!(!edge.ended(), "the container lives on\n{}", edge.log());
+        assert_eq!(get_path(edge.http, "a.test", "/").await.status, 200);
+    }
+    // What the engine sends goes to process 1, which is the only child of `unshare`.
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", edge.first.lock().unwrap().id())).unwrap();
+    let process_1: u32 = children.trim().parse().unwrap();
+    signal(process_1, "HUP");
+    edge.until("the last one reads its settings again", || edge.log().contains("was read again"));
+    signal(process_1, "USR2");
+    edge.until("the last one is upgraded", || edge.serving().is_some_and(|pid| pid > last));
+    signal(process_1, "TERM");
+    edge.until("the container ends", || edge.ended());
+    assert_eq!(edge.first.lock().unwrap().wait().unwrap().code(), Some(0), "{}", edge.log());
+    assert!(std::net::TcpStream::connect(edge.http).is_err());
+}
