@@ -17,6 +17,7 @@ mod run;
 mod settings;
 mod snapshot;
 mod source;
+mod upgrade;
 
 use std::fmt::Display;
 use std::future::Future;
@@ -61,6 +62,8 @@ enum Command {
     Snapshot(snapshot::Args),
     /// Is the edge on this machine serving? For HEALTHCHECK
     Health(health::Args),
+    /// Put a new binary in the place of the running edge, without a pause
+    Upgrade(upgrade::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }
@@ -102,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::Labels(args) => labels::run(&args),
         Command::Snapshot(args) => snapshot::run(&args),
         Command::Health(args) => health::run(&args),
+        Command::Upgrade(args) => upgrade::run(&args),
         Command::Completions(args) => completions::run(&args),
     };
     match outcome {

@@ -30,6 +30,7 @@ pub struct Config {
     pub otlp: Otlp,
     pub labels: Labels,
     pub state: StateDirectory,
+    pub upgrade: Upgrade,
 }
 
 /// Addresses to listen on; empty: off.
@@ -192,6 +193,24 @@ impl Listener {
     }
 }
 
+/// How a new binary takes over from a running one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upgrade {
+    /// Where the running edge is asked; a relative path lies in the state directory. `None`: it is not.
+    pub socket: Option<PathBuf>,
+}
+
+impl Config {
+    /// The socket for upgrades; `None` when it is off, or would lie in a state directory that there is not.
+    pub fn upgrade_socket(&self) -> Option<PathBuf> {
+        let socket = self.upgrade.socket.as_ref()?;
+        match &self.state.directory {
+            Some(directory) => Some(directory.join(socket)),
+            None => socket.is_absolute().then(|| socket.clone()),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Config {
@@ -247,6 +266,7 @@ impl Default for Config {
             },
             labels: Labels { sismics_auth: SismicsAuth::Both },
             state: StateDirectory { directory: Some(PathBuf::from("/var/lib/skep")) },
+            upgrade: Upgrade { socket: Some(PathBuf::from("upgrade.sock")) },
         }
     }
 }
@@ -387,6 +407,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let exporter = |otlp: &Otlp| (otlp.endpoint.clone(), otlp.service_name.clone(), otlp.headers_file.clone());
     note(exporter(&old.otlp) != exporter(&new.otlp), "otlp");
     note(old.state != new.state, "state.directory");
+    note(old.upgrade != new.upgrade, "upgrade.socket");
     note(old.proxy.h2c != new.proxy.h2c, "proxy.h2c");
     note(old.proxy.keep_alive != new.proxy.keep_alive, "proxy.keep-alive");
     note(old.proxy.max_connections != new.proxy.max_connections, "proxy.max-connections");
@@ -556,6 +577,22 @@ mod tests {
         }
         let (config, _) = parse("skep.toml", "[http]\nlisten = [\"0.0.0.0:80\", \"[::]:80\"]", &[]);
         assert!(config.is_none(), "[::] takes IPv4 too, so the second could not be bound");
+    }
+
+    #[test]
+    fn the_upgrade_socket_lies_in_the_state_directory_unless_it_says_where() {
+        // [state] directory, [upgrade] socket, the path
+        for (directory, socket, path) in [
+            ("/state", "upgrade.sock", Some("/state/upgrade.sock")),
+            ("/state", "/run/skep.sock", Some("/run/skep.sock")),
+            ("/state", "off", None),
+            ("off", "/run/skep.sock", Some("/run/skep.sock")),
+            ("off", "upgrade.sock", None),
+        ] {
+            let text = format!("[state]\ndirectory = \"{directory}\"\n[upgrade]\nsocket = \"{socket}\"");
+            let (config, _) = parse("skep.toml", &text, &[]);
+            assert_eq!(config.unwrap().upgrade_socket(), path.map(PathBuf::from), "{text}");
+        }
     }
 
     #[test]

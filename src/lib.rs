@@ -11,7 +11,7 @@
 //! rank 4  proxy                        what to do with one request
 //! rank 3  state                        Snapshot + Config -> State, and its swap; the one module that knows all features
 //! rank 2  route  upstream  traffic  certificate  auth  policy  backup       the features; never each other
-//! rank 1  label  config  provider  store
+//! rank 1  label  config  provider  store  handover
 //! rank 0  diagnostic  snapshot  telemetry
 //! ```
 //! Imports go down only; `tests/architecture.rs` holds it. `label/*`, `route/*` and `state/*` are parts of pure decisions,
@@ -49,6 +49,7 @@ pub mod certificate;
 pub mod cli;
 pub mod config;
 pub mod diagnostic;
+pub mod handover;
 pub mod label;
 pub mod policy;
 pub mod provider;

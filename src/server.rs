@@ -4,10 +4,15 @@
 mod admission;
 pub mod demo;
 mod descriptors;
+pub mod handover;
 mod holder;
+mod inherit;
+mod init;
 pub mod listener;
+mod notify;
 mod probes;
 mod publish;
+pub mod talk;
 mod view;
 mod worker;
 
@@ -33,7 +38,7 @@ use crate::diagnostic::{Diagnostic, render};
 use crate::provider::Health;
 use crate::provider::files::Stack;
 use crate::proxy::Observer;
-use crate::proxy::lean::{Lean, POLITE};
+use crate::proxy::lean::Lean;
 use crate::proxy::limit::Limits;
 use crate::proxy::pingora::Edge;
 use crate::state::Live;
@@ -46,6 +51,8 @@ use crate::telemetry::slow::SlowLog;
 use crate::upstream::Ledger;
 
 use self::admission::Admission;
+use self::handover::{Handover, Program, Successor};
+use self::inherit::Inherited;
 use self::listener::{Acceptor, BindError};
 use self::publish::{Publisher, Sources};
 use self::view::View;
@@ -60,6 +67,11 @@ const H2_CONNECTION_WINDOW: u32 = 512 * 1024;
 const H2_SEND_BUFFER: usize = 64 * 1024;
 /// Streams that are remembered after a reset, and resets that are allowed for a client's mistakes.
 const H2_RESET_STREAMS: usize = 50;
+
+/// Idle connections stay so long once the edge stops: clients need a moment to see that.
+const POLITE: Duration = Duration::from_secs(2);
+/// And at least so long before the rest is cut, where that is possible.
+const LAST_SECOND: Duration = Duration::from_secs(1);
 
 /// A mistake or an obstacle that stops the edge from starting.
 #[derive(Debug, thiserror::Error)]
@@ -143,21 +155,6 @@ fn h2_options(limits: &config::Proxy) -> H2Options {
     options
 }
 
-/// Ends what flows, politely: no new connections, answers say `Connection: close`, then idle ones are closed, then
-/// `drain` is waited for. Returns how many connections had to be cut.
-async fn drain(proxy: &Arc<HttpProxy<Edge>>, connections: &TaskTracker, stop: &watch::Sender<bool>, limit: Duration) -> usize {
-    stop.send_replace(true);
-    connections.close();
-    if tokio::time::timeout(POLITE.min(limit), connections.wait()).await.is_ok() {
-        return 0;
-    }
-    ServerApp::cleanup(proxy.as_ref()).await;
-    match tokio::time::timeout(limit.saturating_sub(POLITE), connections.wait()).await {
-        Ok(()) => 0,
-        Err(_) => connections.len(),
-    }
-}
-
 /// A serving edge.
 pub struct Running {
     /// Where it listens, with the ports that were really given.
@@ -166,6 +163,8 @@ pub struct Running {
     proxy: Arc<HttpProxy<Edge>>,
     connections: TaskTracker,
     stop: watch::Sender<bool>,
+    /// Ends connections without a request.
+    idle_end: CancellationToken,
     /// Ends the providers, once nothing flows any more.
     ended: DropGuard,
     config: watch::Sender<Arc<Config>>,
@@ -173,18 +172,22 @@ pub struct Running {
     recorder: Arc<Recorder>,
     tasks: JoinSet<()>,
     workers: Workers,
+    handover: Arc<Handover>,
 }
 
-/// Starts the edge: binds first, so that a taken port is said at once; then asks for the services; then serves.
+/// Starts the edge: binds first, or takes over from a running one, so that a taken port is said at once; then asks for the
+/// services; then serves; then ends the running one.
 ///
 /// # Errors
-/// When an address cannot be bound or the access log cannot be opened.
+/// When an address cannot be bound or the access log cannot be opened; a running edge then goes on.
 pub async fn start(options: Options) -> Result<Running, Error> {
     let Options { config, reload, files, demo } = options;
     refuse_missing_authorities()?;
-    let config = Arc::new(config);
-    let listeners = config.http.listen.iter().map(|address| listener::bind(*address)).collect::<Result<Vec<_>, _>>()?;
-    let admin = config.admin.listen.map(listener::bind).transpose()?;
+    let (program, config) = (Program::of_this_process(), Arc::new(config));
+    let mut inherited = Inherited::ask(&config).await;
+    let listeners = config.http.listen.iter().map(|address| inherited.listener(*address)).collect::<Result<Vec<_>, _>>()?;
+    let admin = config.admin.listen.map(|address| inherited.listener(address)).transpose()?;
+    let copies = handover::copies(&config, &listeners, admin.as_ref()).map_err(worker_error)?;
     if !config.https.listen.is_empty() {
         tracing::warn!(listen = ?config.https.listen, "TLS is not built in so far: the HTTPS addresses are not listened on");
     }
@@ -202,11 +205,15 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     }
     let (config_sender, config_receiver) = watch::channel(config.clone());
     let sources = Sources::start(&config, stacks(files, demo), health.clone(), &ended, &mut tasks).await;
+    if inherited.is_upgrade() && !sources.have_spoken() {
+        return Err(Error::Start("Docker does not say which services there are; the running edge knows, and goes on".to_owned()));
+    }
     let publisher = Publisher::new(config_receiver, sources, recorder.metrics.clone());
     let limits = publisher.limits.clone();
     let proxy = Arc::new(application(publisher.live.clone(), publisher.ledger.clone(), recorder.clone(), limits.clone(), &config));
     let admission = Arc::new(Admission::new(config.proxy.max_connections_per_client, Instant::now()));
     let (stop, stopping) = watch::channel(false);
+    let idle_end = CancellationToken::new();
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(config.proxy.max_connections));
     let crowd = Arc::new(Notify::new());
@@ -230,7 +237,16 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let mut workers = Workers::default();
     for _ in 0..workers_wanted(&config) {
         let (live, ledger) = (publisher.live.clone(), publisher.ledger.clone());
-        let lean = Lean::new(proxy.clone(), live.clone(), ledger, recorder.clone(), limits.clone(), crowd.clone(), stopping.clone());
+        let lean = Lean::new(
+            proxy.clone(),
+            live.clone(),
+            ledger,
+            recorder.clone(),
+            limits.clone(),
+            crowd.clone(),
+            stopping.clone(),
+            idle_end.clone(),
+        );
         let acceptor = Acceptor {
             lean: Arc::new(lean),
             places: places.clone(),
@@ -246,9 +262,25 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     tasks.spawn(limits.tend());
     tasks.spawn(probes::follow(publisher.live.clone(), publisher.ledger.clone(), publisher.swapped.clone()));
     tasks.spawn(publisher.follow());
+    let socket = inherited.ready().await?;
+    let handover = Handover::start(copies, config_sender.subscribe(), socket, program, &mut tasks).map_err(worker_error)?;
     tracing::info!(http = ?http, admin = ?admin_address, "serving");
     let ended = ended.drop_guard();
-    Ok(Running { http, admin: admin_address, proxy, connections, stop, ended, config: config_sender, reload, recorder, tasks, workers })
+    Ok(Running {
+        http,
+        admin: admin_address,
+        proxy,
+        connections,
+        stop,
+        idle_end,
+        ended,
+        config: config_sender,
+        reload,
+        recorder,
+        tasks,
+        workers,
+        handover,
+    })
 }
 
 fn worker_error(error: std::io::Error) -> Error {
@@ -266,8 +298,9 @@ fn workers_wanted(config: &Config) -> usize {
 impl Running {
     /// Stops politely: nothing new is accepted, what flows is finished within `proxy.drain`. Returns how many connections were cut.
     pub async fn stop(mut self) -> usize {
+        self.handover.close().await;
         let limit = self.config.borrow().proxy.drain;
-        let cut = drain(&self.proxy, &self.connections, &self.stop, limit).await;
+        let cut = self.drain(limit).await;
         if let Some(spans) = &self.recorder.spans {
             spans.flush().await;
         }
@@ -275,6 +308,23 @@ impl Running {
         self.workers.join().await;
         self.tasks.shutdown().await;
         cut
+    }
+
+    /// Ends what flows: answers say `Connection: close`, then idle connections are closed, then the others are waited for. Returns
+    /// how many connections had to be cut.
+    async fn drain(&self, limit: Duration) -> usize {
+        self.stop.send_replace(true);
+        self.connections.close();
+        let (polite, rest) = patience(limit, self.handover.has_successor());
+        if tokio::time::timeout(polite, self.connections.wait()).await.is_ok() {
+            return 0;
+        }
+        self.idle_end.cancel();
+        ServerApp::cleanup(self.proxy.as_ref()).await;
+        match tokio::time::timeout(rest, self.connections.wait()).await {
+            Ok(()) => 0,
+            Err(_) => self.connections.len(),
+        }
     }
 
     /// From where [`Running::reload`] reads.
@@ -300,42 +350,86 @@ impl Running {
     }
 }
 
-/// Serves until SIGTERM or SIGINT; SIGHUP reloads. `announce` is called once the edge serves.
+/// Serves until SIGTERM or SIGINT, or until another one took over; SIGHUP reloads, SIGUSR2 upgrades. `announce` is called once
+/// the edge serves. Returns the exit code.
 ///
 /// # Errors
 /// As [`start`], and when signals cannot be watched.
-pub async fn run(options: Options, announce: impl FnOnce(&Running)) -> Result<(), Error> {
+pub async fn run(options: Options, announce: impl FnOnce(&Running)) -> Result<u8, Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
     if let Some(shortage) = descriptors::shortage(descriptors::raise(), options.config.proxy.max_connections) {
         tracing::warn!("{shortage}");
     }
+    let mut upgrade = signal(SignalKind::user_defined2()).map_err(Error::Signals)?;
     let mut running = start(options).await?;
+    notify::tell("READY=1");
     announce(&running);
+    let handover = running.handover.clone();
     let mut broken = None;
     while broken.is_none() {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => running.reload(),
+            _ = upgrade.recv() => handover.clone().start_aloud(),
+            successor = handover.handed() => return hand_over(running, successor).await,
             Some(ended) = running.tasks.join_next() => broken = ended.err(),
         }
     }
     if let Some(error) = &broken {
         tracing::error!(%error, "a part of the edge ended by itself; stopping, so that it is started again as a whole");
     }
+    notify::tell("STOPPING=1");
     tracing::info!("stopping: finishing what flows; a second signal cuts it");
     let cut = tokio::select! {
         cut = running.stop() => cut,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(0),
+        _ = interrupt.recv() => return Ok(0),
     };
+    say_stopped(cut);
+    broken.map_or(Ok(0), |error| Err(Error::Part(error)))
+}
+
+/// The end of an edge whose sockets are served by `successor`: finishes what it has. Signals are the successor's; the limit of the
+/// drain is the end of this one. Process 1 stays behind its child, or the container would end.
+async fn hand_over(running: Running, successor: Successor) -> Result<u8, Error> {
+    tracing::info!(pid = successor.pid, "another edge serves now: finishing what flows here");
+    if successor.is_child {
+        // Before this process ends, which else ends the service.
+        notify::tell(&format!("MAINPID={}", successor.pid));
+    }
+    let handover = running.handover.clone();
+    let drained = async { say_stopped(running.stop().await) };
+    if successor.is_child && std::process::id() == 1 {
+        let staying = async {
+            drained.await;
+            std::future::pending().await
+        };
+        return tokio::select! {
+            code = init::attend(successor.pid, handover.path()) => code.map_err(Error::Signals),
+            () = staying => Ok(0),
+        };
+    }
+    drained.await;
+    Ok(0)
+}
+
+/// How long idle connections may stay, and how long the others after that. A client may send a request in the moment in which its
+/// idle connection is closed; so where another edge serves and nobody waits for this one's end, it gets as long as there is to
+/// hear of it by an answer instead.
+fn patience(limit: Duration, has_successor: bool) -> (Duration, Duration) {
+    let polite = if has_successor { limit.saturating_sub(LAST_SECOND).max(POLITE) } else { POLITE };
+    let polite = polite.min(limit);
+    (polite, limit - polite)
+}
+
+fn say_stopped(cut: usize) {
     match cut {
         0 => tracing::info!("stopped, nothing was cut"),
         cut => tracing::warn!(cut, "stopped; connections were still busy at the end of proxy.drain"),
     }
-    broken.map_or(Ok(()), |error| Err(Error::Part(error)))
 }
 
 fn stacks(files: Vec<PathBuf>, demo: Option<BTreeMap<String, String>>) -> Vec<Stack> {
@@ -350,5 +444,21 @@ fn refuse_missing_authorities() -> Result<(), Error> {
             Err(Error::Start(format!("SSL_CERT_FILE names {}, which does not exist: unset it or install ca-certificates", path.display())))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_connections_have_longer_where_another_edge_serves() {
+        // limit, with a successor, how long idle ones stay, the rest
+        for (limit, has_successor, idle, rest) in
+            [(30, false, 2, 28), (30, true, 29, 1), (8, true, 7, 1), (2, true, 2, 0), (1, false, 1, 0), (1, true, 1, 0), (0, true, 0, 0)]
+        {
+            let wanted = (Duration::from_secs(idle), Duration::from_secs(rest));
+            assert_eq!(patience(Duration::from_secs(limit), has_successor), wanted, "{limit}");
+        }
     }
 }

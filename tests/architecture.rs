@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Top-level modules by rank. Imports go down only; rank 2 features never import each other.
 const RANKS: [(u8, &[&str]); 7] = [
     (0, &["diagnostic", "snapshot", "telemetry"]),
-    (1, &["label", "config", "provider", "store"]),
+    (1, &["label", "config", "provider", "store", "handover"]),
     (2, &["route", "upstream", "traffic", "certificate", "auth", "policy", "volume", "backup", "project", "node", "peer"]),
     (3, &["state"]),
     (4, &["proxy", "console"]),

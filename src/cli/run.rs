@@ -41,7 +41,8 @@ Examples:
   skep run --file stack.yml --no-docker --http 127.0.0.1:8080
   SKEP_LOG_FILTER=debug skep run --config skep.toml
 
-SIGHUP reads the configuration again, SIGTERM and Ctrl-C stop politely.";
+SIGHUP reads the configuration again, SIGUSR2 starts the binary anew without a pause (see `skep upgrade`),
+SIGTERM and Ctrl-C stop politely.";
 
 impl Args {
     /// The settings with what was given on the command line.
@@ -77,8 +78,11 @@ pub(super) fn run(args: Args) -> Outcome {
     start_log(&config.log.filter)?;
     let files = args.file.clone();
     let options = Options { config, files, reload: Some(Box::new(move || args.reload())), demo: None };
-    on_all_threads(server::run(options, |_| {}))?.map_err(Failure::said)?;
-    Ok(Verdict::Fine)
+    match on_all_threads(server::run(options, |_| {}))?.map_err(Failure::said)? {
+        0 => Ok(Verdict::Fine),
+        // What a successor ended with, when this was the first process of a container.
+        code => std::process::exit(code.into()),
+    }
 }
 
 /// The program's own log on standard error; what libraries log comes along. The proxy library is silent

@@ -104,6 +104,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("otlp.trust", |c, g| put(&mut c.otlp.trust, word(g, TRUST))),
     Setting::new("labels.sismics_auth", |c, g| put(&mut c.labels.sismics_auth, word(g, MEANINGS))),
     Setting::new("state.directory", |c, g| put(&mut c.state.directory, optional_path(g))),
+    Setting::new("upgrade.socket", |c, g| put(&mut c.upgrade.socket, optional_path(g))),
 ];
 
 fn put<T>(field: &mut T, value: Read<T>) -> Read<()> {

@@ -121,6 +121,11 @@ impl Client {
         }
     }
 
+    /// Has the client sent something that is not read yet? Asked of the kernel.
+    pub(super) fn was_spoken_to(&self) -> bool {
+        matches!(SockRef::from(&self.tcp).peek(&mut [MaybeUninit::uninit()]), Ok(1..))
+    }
+
     /// Writes all of it, within `limit`.
     pub(super) async fn send(&mut self, bytes: &[u8], limit: Duration) -> io::Result<()> {
         timeout(limit, self.tcp.write_all(bytes)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?

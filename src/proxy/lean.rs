@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use futures_util::FutureExt;
 use http::Uri;
 use http::header::HeaderMap;
 use pingora_core::apps::{HttpServerApp, ServerApp};
@@ -15,6 +16,7 @@ use pingora_proxy::HttpProxy;
 use pingora_timeout::timeout;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::answer::{Answer, Rendered};
 use super::client::Client;
@@ -32,10 +34,10 @@ use crate::upstream::{Ledger, Scheme};
 
 /// After an early answer the rest of the request is read for so long, or the client would see a reset instead of the answer.
 const DRAIN_REQUEST: Duration = Duration::from_secs(1);
-/// Idle connections stay so long once the edge stops: clients need a moment to see that.
-pub const POLITE: Duration = Duration::from_secs(2);
 /// A connection that is idle for less than this keeps its place even where others wait for one.
 const BRIEF: Duration = Duration::from_millis(100);
+/// Over so long idle connections are closed once they shall be: a thousand in one moment would keep both sides from hearing each other.
+const SPREAD_MS: u64 = 300;
 /// How often idle upstream connections are looked through.
 pub const SWEEP: Duration = Duration::from_secs(5);
 
@@ -51,6 +53,8 @@ pub struct Lean {
     crowd: Arc<Notify>,
     /// True once the edge is stopping: answers then close their connections.
     stopping: watch::Receiver<bool>,
+    /// Once cancelled, connections without a request are closed.
+    idle_end: CancellationToken,
 }
 
 /// What happens to the connection after a request.
@@ -76,8 +80,9 @@ impl Lean {
         limits: Arc<Limits>,
         crowd: Arc<Notify>,
         stopping: watch::Receiver<bool>,
+        idle_end: CancellationToken,
     ) -> Lean {
-        Lean { proxy, live, ledger, observer, limits, idle: Idle::default(), crowd, stopping }
+        Lean { proxy, live, ledger, observer, limits, idle: Idle::default(), crowd, stopping, idle_end }
     }
 
     /// Closes idle upstream connections that are of no use any more. To be called every [`SWEEP`].
@@ -90,12 +95,11 @@ impl Lean {
         let mut client = Client::new(tcp, about);
         client.buffer = unread;
         let mut first = true;
-        let mut stopping = self.stopping.clone();
-        let mut stopped = pin!(async move {
-            // An error means that the edge is gone.
-            _ = stopping.wait_for(|stop| *stop).await;
-            tokio::time::sleep(POLITE).await;
-        });
+        let idle_end = async {
+            self.idle_end.cancelled().await;
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(0..SPREAD_MS))).await;
+        };
+        let mut stopped = pin!(idle_end.fuse());
         while let Some(arrived) = self.arrived(&mut client, first, stopped.as_mut()).await {
             first = false;
             // Boxed: an idle connection must not hold the room of a busy one.
@@ -136,7 +140,8 @@ impl Lean {
             tokio::select! {
                 biased;
                 read = self.first_bytes(client, first, header_timeout, keep_alive) => read?,
-                () = stopped => return None,
+                // What the kernel has and the events do not tell yet is a request that must not be lost.
+                () = stopped => (client.was_spoken_to() && matches!(timeout(header_timeout, client.fill()).await, Ok(Ok(1..)))).then_some(())?,
             }
         }
         let mut began = None;

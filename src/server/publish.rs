@@ -86,6 +86,11 @@ impl Sources {
         }
     }
 
+    /// Is there a word on which services there are, be it an earlier run's?
+    pub fn have_spoken(&self) -> bool {
+        self._silent.0.is_some() || self.kept.is_some() || self.docker.borrow().is_some()
+    }
+
     fn snapshot(&mut self) -> Snapshot {
         let docker = self.docker.borrow_and_update().clone();
         if docker.is_some() {
