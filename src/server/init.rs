@@ -20,11 +20,16 @@ pub async fn attend(mut successor: u32, socket: Option<&Path>) -> io::Result<u8>
     let mut hangup = signal(SignalKind::hangup())?;
     let mut user2 = signal(SignalKind::user_defined2())?;
     let mut child = signal(SignalKind::child())?;
+    let mut ending = None;
     loop {
         if let Some(status) = reap(successor) {
             match next(socket).await {
                 Some(next) => successor = next,
                 None => return Ok(code(status)),
+            }
+            // Whoever had been told to end was no longer the one who serves.
+            if let (Some(signal), Some(pid)) = (ending, pid(successor)) {
+                _ = kill_process(pid, signal);
             }
             continue;
         }
@@ -35,6 +40,11 @@ pub async fn attend(mut successor: u32, socket: Option<&Path>) -> io::Result<u8>
             _ = user2.recv() => Signal::USR2,
             _ = child.recv() => continue,
         };
+        if matches!(signal, Signal::TERM | Signal::INT) {
+            ending = Some(signal);
+        }
+        // An upgrade may just have happened.
+        successor = next(socket).await.unwrap_or(successor);
         if let Some(pid) = pid(successor) {
             // It may just have ended, which is seen in the next round.
             _ = kill_process(pid, signal);

@@ -43,7 +43,7 @@ impl Edge {
         let (http_address, admin_address) = (http.local_addr().unwrap(), admin.local_addr().unwrap());
         let settings = format!(
             "[http]\nlisten = \"{http_address}\"\n[https]\nlisten = \"off\"\n[admin]\nlisten = \"{admin_address}\"\n\
-             [proxy]\ndrain = \"{drain}\"\n[state]\ndirectory = \"{0}\"\n[access-log]\npath = \"{0}/access.log\"\n",
+             [proxy]\ndrain = \"{drain}\"\nmax-connections-per-client = 20000\n[state]\ndirectory = \"{0}\"\n[access-log]\npath = \"{0}/access.log\"\n",
             path.display(),
         );
         std::fs::write(path.join("skep.toml"), settings).unwrap();
