@@ -141,7 +141,9 @@ fn unexpected(answer: Answer) -> io::Error {
     }
 }
 
+/// Whoever listens is whom the kernel names to those that connect: so that is done again, in this process's name.
 fn adopt(socket: StdUnixListener) -> io::Result<UnixListener> {
+    rustix::net::listen(&socket, 128)?;
     socket.set_nonblocking(true)?;
     UnixListener::from_std(socket)
 }

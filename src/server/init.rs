@@ -3,12 +3,18 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::talk::{PROMPT, Talk};
-use crate::handover::{Answer, Ask};
+use super::talk::Talk;
+
+/// Longer than the kernel takes to say who listens; the one who asked for the signal waits.
+const ANSWER: Duration = Duration::from_secs(1);
+/// How often, and with which pause, is asked who followed an edge that ended.
+const TRIES: u32 = 40;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Watches over `successor` and whoever follows it by further upgrades. Returns the exit code of the last one.
 ///
@@ -35,7 +41,8 @@ pub async fn attend(mut successor: u32, socket: Option<&Path>) -> io::Result<u8>
             _ = user2.recv() => Signal::USR2,
             _ = child.recv() => continue,
         };
-        if let Some(pid) = pid(successor) {
+        // The one we wait for may be finishing what it has, while its own successor serves.
+        if let Some(pid) = serving(socket).await.or_else(|| pid(successor)) {
             // It may just have ended, which is seen in the next round.
             _ = kill_process(pid, signal);
         }
@@ -53,12 +60,24 @@ fn reap(successor: u32) -> Option<WaitStatus> {
     ended
 }
 
-/// Who serves now, if that is a living child: orphans in this container become ours.
+/// Who serves now, as the kernel knows it; `None` for nobody, and for an edge in another container.
+async fn serving(socket: Option<&Path>) -> Option<Pid> {
+    let talk = tokio::time::timeout(ANSWER, Talk::connect(socket?)).await.ok()?.ok()?;
+    pid(talk.peer()?)
+}
+
+/// Who serves now, if that is a child: orphans in this container become ours. One that took over a moment ago may not have told
+/// the kernel yet.
 async fn next(socket: Option<&Path>) -> Option<u32> {
-    let mut talk = Talk::connect(socket?).await.ok()?;
-    talk.say(&Ask::Who, &[]).await.ok()?;
-    let Ok(Answer::Serving { pid: next }) = talk.hear(PROMPT).await else { return None };
-    matches!(waitpid(Some(pid(next)?), WaitOptions::NOHANG), Ok(None)).then_some(next)
+    for _ in 0..TRIES {
+        Talk::connect(socket?).await.ok()?;
+        let child = serving(socket).await.filter(|pid| matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(None)));
+        if let Some(child) = child {
+            return u32::try_from(child.as_raw_pid()).ok();
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    None
 }
 
 fn pid(number: u32) -> Option<Pid> {
