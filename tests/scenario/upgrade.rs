@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// An edge as a process, and those that follow it. All of them end with this.
 struct Edge {
     first: Mutex<Child>,
+    /// Where systemd would be told.
+    notified: std::os::unix::net::UnixDatagram,
     http: SocketAddr,
     admin: SocketAddr,
     directory: tempfile::TempDir,
@@ -47,6 +49,8 @@ impl Edge {
             path.display(),
         );
         std::fs::write(path.join("skep.toml"), settings).unwrap();
+        let notified = std::os::unix::net::UnixDatagram::bind(path.join("notify")).unwrap();
+        notified.set_read_timeout(Some(PATIENCE)).unwrap();
         let log = std::fs::File::create(path.join("log")).unwrap();
         drop((http, admin));
         let first = Command::new(command[0])
@@ -55,12 +59,13 @@ impl Edge {
             .arg(path.join("skep.toml"))
             .arg("--file")
             .arg(path.join("stack.yml"))
+            .env("NOTIFY_SOCKET", path.join("notify"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap();
-        let edge = Edge { first: Mutex::new(first), http: http_address, admin: admin_address, directory };
+        let edge = Edge { first: Mutex::new(first), notified, http: http_address, admin: admin_address, directory };
         edge.until("it serves", || edge.serving().is_some());
         edge
     }
@@ -317,7 +322,7 @@ async fn garbage_on_the_socket_harms_nothing() {
         (b"skep/2 {\"later\":1}\n", "version 2"),
         (b"skep/1 {\"take\":\n", "makes no sense"),
         (b"skep/1 {\"ready\":{\"pid\":1}}\n", "nothing was taken"),
-        (b"skep/1 {\"take\":{\"listen\":[\"127.0.0.1:1\"]}}\n", "it listens elsewhere"),
+        (b"skep/1 {\"take\":{\"listen\":[\"127.0.0.1:1\"]}}\n", "another network namespace"),
         (b"skep/1 {\"start\":{\"binary\":\"/nonexistent\"}}\n", "does not start"),
         (b"\n", "this is not a message of Skep"),
     ] {
@@ -334,7 +339,8 @@ async fn garbage_on_the_socket_harms_nothing() {
         })
         .collect();
     // Who takes and leaves, or says something else, was none.
-    let take = format!("skep/1 {{\"take\":{{\"listen\":[\"{}\"]}}}}\n", edge.http);
+    let network = std::fs::read_link("/proc/self/ns/net").unwrap();
+    let take = format!("skep/1 {{\"take\":{{\"listen\":[\"{}\"],\"network\":\"{}\"}}}}\n", edge.http, network.display());
     for then in [&b""[..], b"skep/1 \"who\"\n", b"garbage\n"] {
         let mut line = take.clone().into_bytes();
         line.extend_from_slice(then);
@@ -345,6 +351,26 @@ async fn garbage_on_the_socket_harms_nothing() {
     assert_eq!(get_path(edge.http, "a.test", "/").await.status, 200);
     assert!(edge.upgrade(&[]).await.status.success(), "{}", edge.log());
     drop(silent);
+    edge.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn systemd_is_told_who_serves() {
+    let upstream = Upstream::start("a").await;
+    let edge = Edge::start(&upstream, "5s");
+    let told = |count: usize| -> Vec<String> {
+        let mut buffer = [0; 256];
+        let mut next = || edge.notified.recv(&mut buffer).map(|count| String::from_utf8_lossy(&buffer[..count]).into_owned()).unwrap();
+        let mut told: Vec<_> = (0..count).map(|_| next()).collect();
+        told.sort();
+        told
+    };
+    assert_eq!(told(1), ["READY=1"]);
+    assert!(edge.upgrade(&[]).await.status.success(), "{}", edge.log());
+    let new = edge.serving().unwrap();
+    assert_eq!(told(2), [format!("MAINPID={new}"), "READY=1".to_owned()]);
+    signal(new, "TERM");
+    assert_eq!(told(1), ["STOPPING=1"]);
     edge.stop();
 }
 
@@ -364,7 +390,7 @@ async fn a_second_start_with_the_same_settings_takes_over_and_one_with_others_do
 
     let mut stranger = second("stranger", &["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     edge.until("the stranger serves", || log_of("stranger").contains(" serving "));
-    assert!(log_of("stranger").contains("is left alone"), "{}", log_of("stranger"));
+    assert!(log_of("stranger").contains("nothing is taken over"), "{}", log_of("stranger"));
     assert_eq!((edge.serving(), edge.ended()), (Some(old), false));
     signal(stranger.id(), "TERM");
     assert_eq!(stranger.wait().unwrap().code(), Some(0));
