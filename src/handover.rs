@@ -112,6 +112,13 @@ impl Place<'_> {
     }
 }
 
+/// Must a process stay for as long as what it started serves? Whoever started it would take its end for the service's end: a
+/// container's engine (process 1), an init in a container, a supervisor, a shell. Only systemd is told of another main process, and
+/// one that was itself started by a running edge has that one before it.
+pub fn stays(pid: u32, tells_systemd: bool, follows_its_parent: bool) -> bool {
+    pid == 1 || !tells_systemd && !follows_its_parent
+}
+
 /// Whom to talk to: this user, or root.
 pub fn may_talk(peer: u32, own: u32) -> bool {
     peer == own || peer == 0
@@ -177,6 +184,16 @@ mod tests {
         }
         let unknown = Place { listen: &listen, network: None };
         assert!(unknown.is_not(&unknown).is_some(), "what is not known is not the same");
+    }
+
+    #[test]
+    fn the_first_process_stays_unless_systemd_knows_the_next() {
+        // process, with NOTIFY_SOCKET, started by an edge, does it stay
+        for (pid, systemd, started, stay) in
+            [(1, false, false, true), (1, true, false, true), (7, false, false, true), (7, true, false, false), (7, false, true, false)]
+        {
+            assert_eq!(stays(pid, systemd, started), stay, "{pid} {systemd} {started}");
+        }
     }
 
     #[test]

@@ -58,6 +58,11 @@ impl Inherited {
         self.elder.is_some()
     }
 
+    /// Was this process started by the edge that it follows?
+    pub fn follows_its_parent(&self) -> bool {
+        self.elder.as_ref().is_some_and(|elder| elder.pid == std::os::unix::process::parent_id())
+    }
+
     /// The listener for `address`: the running edge's, or a new one.
     ///
     /// # Errors

@@ -1,11 +1,11 @@
-//! Process 1 of a container after an upgrade: its end would end the container, so it stays, passes signals on to the edge
-//! that serves now, and ends as that one ends.
+//! The first process after an upgrade, where its end would be taken for the service's end, as that of process 1 in a container: it
+//! stays, passes signals on to the edge that serves now, and ends as that one ends.
 
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, set_child_subreaper, wait, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::talk::Talk;
@@ -26,6 +26,8 @@ pub async fn attend(mut successor: u32, socket: Option<&Path>) -> io::Result<u8>
     let mut hangup = signal(SignalKind::hangup())?;
     let mut user2 = signal(SignalKind::user_defined2())?;
     let mut child = signal(SignalKind::child())?;
+    // Orphans come to process 1 anyway; to another one they do if it asks for them.
+    set_child_subreaper(Some(getpid()))?;
     loop {
         if let Some(status) = reap(successor) {
             match next(socket).await {
@@ -49,7 +51,7 @@ pub async fn attend(mut successor: u32, socket: Option<&Path>) -> io::Result<u8>
     }
 }
 
-/// Takes the ends of all children, as is the duty of process 1; returns how `successor` ended, if it did.
+/// Takes the ends of all children and orphans, as is the duty of process 1; returns how `successor` ended, if it did.
 fn reap(successor: u32) -> Option<WaitStatus> {
     let mut ended = None;
     while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {

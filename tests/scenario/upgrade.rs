@@ -31,8 +31,9 @@ struct Edge {
 }
 
 impl Edge {
+    /// As systemd does.
     fn start(upstream: &Upstream, drain: &str) -> Edge {
-        Edge::start_by(&[SKEP], upstream, drain)
+        Edge::start_by(&["env", "NOTIFY_SOCKET=notify", SKEP], upstream, drain)
     }
 
     /// `command`: the program, or what runs it.
@@ -59,7 +60,8 @@ impl Edge {
             .arg(path.join("skep.toml"))
             .arg("--file")
             .arg(path.join("stack.yml"))
-            .env("NOTIFY_SOCKET", path.join("notify"))
+            .env_remove("NOTIFY_SOCKET")
+            .current_dir(path)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -403,6 +405,27 @@ async fn a_second_start_with_the_same_settings_takes_over_and_one_with_others_do
     signal(follower.id(), "TERM");
     assert_eq!(follower.wait().unwrap().code(), Some(0));
     assert!(!edge.path("upgrade.sock").exists(), "who is the last takes the socket away");
+}
+
+/// Under a shell, a supervisor or a container's init, all of which wait for the process that they started.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_process_stays_where_nobody_is_told_of_the_next() {
+    let upstream = Upstream::start("a").await;
+    let edge = Edge::start_by(&[SKEP], &upstream, "5s");
+    let first = edge.serving().unwrap();
+    for round in 1..4 {
+        let old = edge.serving().unwrap();
+        assert!(edge.upgrade(&[]).await.status.success(), "{}", edge.log());
+        assert_ne!(edge.serving(), Some(old));
+        edge.until("the one before has ended", || edge.log().matches("stopped, nothing was cut").count() == round);
+        assert!(!edge.ended(), "{}", edge.log());
+        let gone = || std::fs::read_to_string(format!("/proc/{old}/stat")).is_err();
+        edge.until("only the first stays", || old == first || gone());
+    }
+    signal(first, "TERM");
+    edge.until("it ends with the last", || edge.ended());
+    assert_eq!(edge.first.lock().unwrap().wait().unwrap().code(), Some(0), "{}", edge.log());
+    assert_eq!(edge.serving(), None);
 }
 
 /// Needs the privilege to make a namespace of processes; without it there is nothing to see.
