@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -215,6 +218,41 @@ async fn ask(stream: &mut TcpStream) -> std::io::Result<bool> {
     }
 }
 
+/// It never left this side, or GOAWAY says that the edge did not begin with it (RFC 9113, 6.8): it can be sent again safely.
+fn was_not_taken(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    error.is_canceled()
+        || cause.is_some_and(|cause| cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR))
+}
+
+/// The same with many requests over one HTTP/2 connection. What the edge has announced not to take is sent again over a new one.
+async fn multiplexing_client(address: SocketAddr, seen: Arc<Seen>) {
+    while !seen.enough.load(Ordering::Relaxed) {
+        let stream = match TcpStream::connect(address).await {
+            Ok(stream) => TokioIo::new(stream),
+            Err(error) => return seen.lose(format!("connect: {error}")),
+        };
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+        tokio::spawn(connection);
+        while sender.ready().await.is_ok() && !seen.enough.load(Ordering::Relaxed) {
+            let request = || http::Request::get("http://a.test/x").body(Full::<Bytes>::default()).unwrap();
+            let (one, other) = tokio::join!(sender.clone().send_request(request()), sender.clone().send_request(request()));
+            for answer in [one, other] {
+                match answer {
+                    Ok(answer) => match answer.into_body().collect().await {
+                        Ok(_) => _ = seen.answered.fetch_add(1, Ordering::Relaxed),
+                        Err(error) => seen.lose(format!("h2 body: {error:?}")),
+                    },
+                    Err(error) if was_not_taken(&error) => {}
+                    Err(error) => seen.lose(format!("h2: {error:?}")),
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        seen.reconnected.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upgrade_refuses_and_resets_nothing() {
     let upstream = Upstream::start("a").await;
@@ -227,6 +265,9 @@ async fn an_upgrade_refuses_and_resets_nothing() {
     }
     for _ in 0..4 {
         clients.spawn(client(edge.http, Duration::from_millis(10), false, seen.clone()));
+    }
+    for _ in 0..10 {
+        clients.spawn(multiplexing_client(edge.http, seen.clone()));
     }
     let (mut socket, _) = tokio_tungstenite::client_async("ws://a.test/ws", TcpStream::connect(edge.http).await.unwrap()).await.unwrap();
     let late = tokio::spawn(async move { get_path(edge.http, "a.test", "/delay/4000").await });
