@@ -19,7 +19,12 @@ pub const MAX_LISTENERS: usize = 252;
 #[serde(rename_all = "kebab-case")]
 pub enum Ask {
     /// By a starting edge: give me your listening sockets. Answered by [`Answer::Listeners`], followed by [`Ask::Ready`].
-    Take { listen: Vec<SocketAddr> },
+    Take {
+        listen: Vec<SocketAddr>,
+        /// Its network namespace, as `/proc/self/ns/net` names it.
+        #[serde(default)]
+        network: Option<String>,
+    },
     /// The successor serves; answered by [`Answer::Released`].
     Ready { pid: u32 },
     /// By `skep upgrade`: start this binary (`None`: your own path) and hand over to it.
@@ -88,10 +93,30 @@ pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, Unreadable> {
     }
 }
 
-/// Does who wants to listen on `wanted` follow who listens on `served`? One that was started beside it by mistake shares no
-/// address, and must not end it. A port that the kernel chooses is no address that could be shared.
-pub fn follows(wanted: &[SocketAddr], served: &[SocketAddr]) -> bool {
-    wanted.iter().any(|address| address.port() != 0 && served.contains(address))
+/// Where an edge listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    pub listen: &'a [SocketAddr],
+    pub network: Option<&'a str>,
+}
+
+impl Place<'_> {
+    /// Why an edge here does not take the place of the one at `served`, and must not end it: it was started beside it, and shares
+    /// no more than a directory. A port that the kernel chooses is no address that could be shared.
+    pub fn is_not(&self, served: &Place<'_>) -> Option<&'static str> {
+        if self.network.is_none() || self.network != served.network {
+            return Some("it runs in another network namespace, where this one's sockets are not reached: use the host's network");
+        }
+        let shared = self.listen.iter().any(|address| address.port() != 0 && served.listen.contains(address));
+        (!shared).then_some("it listens elsewhere, so that it does not take this one's place")
+    }
+}
+
+/// Must a process stay for as long as what it started serves? Whoever started it would take its end for the service's end: a
+/// container's engine (process 1), an init in a container, a supervisor, a shell. Only systemd is told of another main process, and
+/// one that was itself started by a running edge has that one before it.
+pub fn stays(pid: u32, tells_systemd: bool, follows_its_parent: bool) -> bool {
+    pid == 1 || !tells_systemd && !follows_its_parent
 }
 
 /// Whom to talk to: this user, or root.
@@ -112,7 +137,7 @@ mod tests {
     #[test]
     fn what_is_said_is_understood() {
         for ask in [
-            Ask::Take { listen: addresses(&["[::]:80", "127.0.0.1:9180"]) },
+            Ask::Take { listen: addresses(&["[::]:80", "127.0.0.1:9180"]), network: Some("net:[1]".to_owned()) },
             Ask::Ready { pid: 7 },
             Ask::Start { binary: Some("/usr/bin/skep new".into()) },
             Ask::Start { binary: None },
@@ -142,12 +167,32 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_shares_an_address() {
-        let served = addresses(&["[::]:80", "127.0.0.1:0"]);
-        for (wanted, follows_it) in
-            [(&["[::]:80", "[::]:81"][..], true), (&["0.0.0.0:80"], false), (&["127.0.0.1:0"], false), (&["127.0.0.1:8080"], false)]
+    fn a_successor_shares_network_and_address() {
+        let listen = addresses(&["[::]:80", "127.0.0.1:0"]);
+        let served = Place { listen: &listen, network: Some("net:[1]") };
+        // addresses, network, does it follow
+        for (wanted, network, follows) in [
+            (&["[::]:80", "[::]:81"][..], Some("net:[1]"), true),
+            (&["[::]:80"], Some("net:[2]"), false),
+            (&["[::]:80"], None, false),
+            (&["0.0.0.0:80"], Some("net:[1]"), false),
+            (&["127.0.0.1:0"], Some("net:[1]"), false),
+            (&["127.0.0.1:8080"], Some("net:[1]"), false),
+        ] {
+            let wanted = addresses(wanted);
+            assert_eq!(Place { listen: &wanted, network }.is_not(&served).is_none(), follows, "{wanted:?} {network:?}");
+        }
+        let unknown = Place { listen: &listen, network: None };
+        assert!(unknown.is_not(&unknown).is_some(), "what is not known is not the same");
+    }
+
+    #[test]
+    fn the_first_process_stays_unless_systemd_knows_the_next() {
+        // process, with NOTIFY_SOCKET, started by an edge, does it stay
+        for (pid, systemd, started, stay) in
+            [(1, false, false, true), (1, true, false, true), (7, false, false, true), (7, true, false, false), (7, false, true, false)]
         {
-            assert_eq!(follows(&addresses(wanted), &served), follows_it, "{wanted:?}");
+            assert_eq!(stays(pid, systemd, started), stay, "{pid} {systemd} {started}");
         }
     }
 

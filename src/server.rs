@@ -27,7 +27,7 @@ use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::{HttpProxy, http_proxy};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -35,6 +35,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{self, Config, needs_restart};
 use crate::diagnostic::{Diagnostic, render};
+use crate::handover::stays;
 use crate::provider::Health;
 use crate::provider::files::Stack;
 use crate::proxy::Observer;
@@ -72,6 +73,8 @@ const H2_RESET_STREAMS: usize = 50;
 const POLITE: Duration = Duration::from_secs(2);
 /// And at least so long before the rest is cut, where that is possible.
 const LAST_SECOND: Duration = Duration::from_secs(1);
+/// A signal that comes so soon after another is the same one.
+const ECHO: Duration = Duration::from_millis(500);
 
 /// A mistake or an obstacle that stops the edge from starting.
 #[derive(Debug, thiserror::Error)]
@@ -173,6 +176,8 @@ pub struct Running {
     tasks: JoinSet<()>,
     workers: Workers,
     handover: Arc<Handover>,
+    /// Its end would be taken for the service's end.
+    stays: bool,
 }
 
 /// Starts the edge: binds first, or takes over from a running one, so that a taken port is said at once; then asks for the
@@ -262,6 +267,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     tasks.spawn(limits.tend());
     tasks.spawn(probes::follow(publisher.live.clone(), publisher.ledger.clone(), publisher.swapped.clone()));
     tasks.spawn(publisher.follow());
+    let stays = stays(std::process::id(), notify::is_heard(), inherited.follows_its_parent());
     let socket = inherited.ready().await?;
     let handover = Handover::start(copies, config_sender.subscribe(), socket, program, &mut tasks).map_err(worker_error)?;
     tracing::info!(http = ?http, admin = ?admin_address, "serving");
@@ -280,6 +286,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
         tasks,
         workers,
         handover,
+        stays,
     })
 }
 
@@ -385,24 +392,38 @@ pub async fn run(options: Options, announce: impl FnOnce(&Running)) -> Result<u8
     tracing::info!("stopping: finishing what flows; a second signal cuts it");
     let cut = tokio::select! {
         cut = running.stop() => cut,
-        _ = terminate.recv() => return Ok(0),
-        _ = interrupt.recv() => return Ok(0),
+        () = again(&mut terminate, &mut interrupt) => return Ok(0),
     };
     say_stopped(cut);
     broken.map_or(Ok(0), |error| Err(Error::Part(error)))
 }
 
+/// Waits for a second signal. One at once is the first by another way: sent to the group of processes, and passed on.
+async fn again(terminate: &mut Signal, interrupt: &mut Signal) {
+    let began = Instant::now();
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if began.elapsed() >= ECHO {
+            return;
+        }
+    }
+}
+
 /// The end of an edge whose sockets are served by `successor`: finishes what it has. Signals are the successor's; the limit of the
-/// drain is the end of this one. Process 1 stays behind its child, or the container would end.
+/// drain is the end of this one. Where its end would be the service's, it stays behind its child.
 async fn hand_over(running: Running, successor: Successor) -> Result<u8, Error> {
     tracing::info!(pid = successor.pid, "another edge serves now: finishing what flows here");
-    if successor.is_child {
+    let stays = successor.is_child && running.stays;
+    if successor.is_child && !stays {
         // Before this process ends, which else ends the service.
         notify::tell(&format!("MAINPID={}", successor.pid));
     }
     let handover = running.handover.clone();
     let drained = async { say_stopped(running.stop().await) };
-    if successor.is_child && std::process::id() == 1 {
+    if stays {
         let staying = async {
             drained.await;
             std::future::pending().await

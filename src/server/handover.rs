@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use super::talk::{PROMPT, Talk};
 use crate::config::Config;
-use crate::handover::{Answer, Ask, MAX_LISTENERS, follows};
+use crate::handover::{Answer, Ask, MAX_LISTENERS, Place};
 
 /// How long a new process may take until it serves.
 pub const READY: Duration = Duration::from_secs(60);
@@ -145,8 +145,8 @@ impl Handover {
 
     async fn talk(&self, mut talk: Talk) -> io::Result<()> {
         let answer = match talk.hear(PROMPT).await {
-            Ok(Ask::Take { listen }) => match self.taking.try_lock() {
-                Ok(_turn) => return self.give(talk, &listen).await,
+            Ok(Ask::Take { listen, network }) => match self.taking.try_lock() {
+                Ok(_turn) => return self.give(talk, Place { listen: &listen, network: network.as_deref() }).await,
                 Err(_) => refused("another edge is taking over just now"),
             },
             Ok(Ask::Start { binary }) => match self.upgrade(binary).await {
@@ -166,13 +166,15 @@ impl Handover {
     }
 
     /// Gives copies of the listening sockets, waits until they are served elsewhere, and lets go.
-    async fn give(&self, mut talk: Talk, listen: &[SocketAddr]) -> io::Result<()> {
+    async fn give(&self, mut talk: Talk, other: Place<'_>) -> io::Result<()> {
         let Some(listeners) = self.copies()? else { return talk.say(&refused("this edge is stopping"), &[]).await };
         let child = self.child.load(Ordering::Relaxed);
         let is_child = child != 0 && talk.peer() == Some(child);
         let given: Vec<SocketAddr> = listeners.iter().map(|(address, _)| *address).collect();
-        if !is_child && !follows(listen, &self.config.borrow().http.listen) {
-            return talk.say(&refused("it listens elsewhere, so that it does not take this one's place"), &[]).await;
+        let (own, network) = (self.config.borrow().clone(), network());
+        let own = Place { listen: &own.http.listen, network: network.as_deref() };
+        if let (false, Some(reason)) = (is_child, other.is_not(&own)) {
+            return talk.say(&refused(reason), &[]).await;
         }
         let Some(socket) = &self.socket else { return Ok(()) };
         let descriptors: Vec<BorrowedFd<'_>> =
@@ -297,6 +299,11 @@ pub fn copies(config: &Config, http: &[TcpListener], admin: Option<&TcpListener>
     let addresses = config.http.listen.iter().chain(&config.admin.listen);
     let sockets = http.iter().chain(admin);
     addresses.zip(sockets).map(|(address, socket)| Ok((*address, socket.as_fd().try_clone_to_owned()?.into()))).collect()
+}
+
+/// The network namespace of this process: descriptors stay in the one that they were made in.
+pub fn network() -> Option<String> {
+    std::fs::read_link("/proc/self/ns/net").ok()?.into_os_string().into_string().ok()
 }
 
 fn refused(reason: impl ToString) -> Answer {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::Error;
+use super::handover::network;
 use super::listener::{self, BindError};
 use super::talk::{PROMPT, Talk};
 use crate::config::Config;
@@ -44,7 +45,7 @@ impl Inherited {
             Err(error) => {
                 tracing::warn!(
                     socket = %path.display(), %error,
-                    "the edge at the upgrade socket is left alone; an edge beside it wants its own upgrade.socket or state.directory"
+                    "nothing is taken over, and there are no upgrades; beside another edge, set upgrade.socket or state.directory to a place of its own"
                 );
                 inherited.path = None;
             }
@@ -55,6 +56,11 @@ impl Inherited {
     /// Is there an edge that goes on serving if this one does not start?
     pub fn is_upgrade(&self) -> bool {
         self.elder.is_some()
+    }
+
+    /// Was this process started by the edge that it follows?
+    pub fn follows_its_parent(&self) -> bool {
+        self.elder.as_ref().is_some_and(|elder| elder.pid == std::os::unix::process::parent_id())
     }
 
     /// The listener for `address`: the running edge's, or a new one.
@@ -91,6 +97,10 @@ impl Inherited {
                 Err(_) => tracing::warn!(pid = elder.pid, "the running edge ended by itself during the upgrade"),
             }
         }
+        if !path.parent().is_some_and(Path::is_dir) {
+            tracing::info!(socket = %path.display(), "no upgrade without a pause: there is no directory for the upgrade socket");
+            return Ok(None);
+        }
         match bind(&path) {
             Ok(socket) => Ok(Some((socket, path))),
             Err(error) => {
@@ -110,7 +120,7 @@ async fn take(path: &Path, listen: &[SocketAddr]) -> io::Result<Option<Taken>> {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(None),
         Err(error) => return Err(error),
     };
-    talk.say(&Ask::Take { listen: listen.to_vec() }, &[]).await?;
+    talk.say(&Ask::Take { listen: listen.to_vec(), network: network() }, &[]).await?;
     let (given, pid) = match talk.hear(PROMPT).await? {
         Answer::Listeners { listeners, pid } => (listeners, pid),
         other => return Err(unexpected(other)),
@@ -141,7 +151,9 @@ fn unexpected(answer: Answer) -> io::Error {
     }
 }
 
+/// Whoever listens is whom the kernel names to those that connect: so that is done again, in this process's name.
 fn adopt(socket: StdUnixListener) -> io::Result<UnixListener> {
+    rustix::net::listen(&socket, 128)?;
     socket.set_nonblocking(true)?;
     UnixListener::from_std(socket)
 }

@@ -4,6 +4,11 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+/// Is there somebody to be told?
+pub fn is_heard() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some_and(|name| !name.is_empty())
+}
+
 /// Tells `state` (`READY=1`, lines) to whoever `NOTIFY_SOCKET` names; nobody, outside systemd.
 pub fn tell(state: &str) {
     let Some(name) = std::env::var("NOTIFY_SOCKET").ok().filter(|name| !name.is_empty()) else { return };

@@ -79,7 +79,11 @@ impl Disk {
     }
 
     /// The name appears with all bytes behind it, on the disk too: content first, then the name, then the directory.
+    /// During an upgrade two processes write: one waits for the other, where the file system can lock.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let directory = File::open(&self.directory)?;
+        // Where it cannot, the worst is a file that is found to be damaged.
+        _ = directory.lock();
         let new = path.with_extension("new");
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -90,7 +94,7 @@ impl Disk {
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&new, path)?;
-        File::open(&self.directory)?.sync_all()
+        directory.sync_all()
     }
 }
 
@@ -152,6 +156,19 @@ mod tests {
             disk.write("x", &3).expect("written over what was torn");
             assert_eq!(disk.read::<u32>("x").expect("readable"), Some(3));
         }
+    }
+
+    #[test]
+    fn two_writers_leave_a_whole_value() {
+        let (_directory, disk) = disk();
+        std::thread::scope(|scope| {
+            for writer in ["a", "b"] {
+                let disk = disk.clone();
+                scope.spawn(move || (0..50).for_each(|_| disk.write("x", &writer.repeat(10_000)).expect("written")));
+            }
+        });
+        let kept = disk.read::<String>("x").expect("whole").expect("there");
+        assert!(kept == "a".repeat(10_000) || kept == "b".repeat(10_000));
     }
 
     #[test]

@@ -127,9 +127,29 @@ impl Output {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.to.write_all(bytes)?;
+        match self.path {
+            Some(_) => self.to.write_all(bytes)?,
+            None => whole_lines(bytes).try_for_each(|piece| self.to.write_all(piece).and_then(|()| self.to.flush()))?,
+        }
         self.to.flush()
     }
+}
+
+/// Pieces that a pipe takes in one (`PIPE_BUF`), so that lines of two processes, during an upgrade, do not run into each other.
+/// Only a line that is longer than that stands alone.
+fn whole_lines(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    const AT_ONCE: usize = 4096;
+    std::iter::from_fn(move || {
+        let line_end = |within: &[u8]| within.iter().rposition(|byte| *byte == b'\n').map(|end| end + 1);
+        let first_end = |within: &[u8]| within.iter().position(|byte| *byte == b'\n').map(|end| end + 1);
+        let end = match bytes.get(..AT_ONCE) {
+            None => bytes.len(),
+            Some(piece) => line_end(piece).or_else(|| first_end(bytes)).unwrap_or(bytes.len()),
+        };
+        let (piece, rest) = bytes.split_at(end);
+        bytes = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 fn open(path: &Path) -> Result<File, String> {
@@ -310,6 +330,20 @@ mod tests {
             assert_eq!((lines.len(), lines[0]), (501, "old"));
             assert!(lines[1..].iter().enumerate().all(|(number, line)| line.starts_with(opening) && line.contains(&format!("/{number}"))));
         }
+    }
+
+    #[test]
+    fn lines_reach_a_pipe_whole() {
+        let lines = [10, 4000, 200, 4095, 9000, 1, 4096].map(|length| "x".repeat(length) + "\n");
+        let all = lines.concat();
+        let pieces: Vec<&[u8]> = whole_lines(all.as_bytes()).collect();
+        assert_eq!(pieces.concat(), all.as_bytes());
+        for piece in pieces {
+            let count = piece.iter().filter(|byte| **byte == b'\n').count();
+            assert!(piece.ends_with(b"\n") && (piece.len() <= 4096 || count == 1), "{} bytes, {count} lines", piece.len());
+        }
+        assert_eq!(whole_lines(b"").count(), 0);
+        assert_eq!(whole_lines(b"no end").collect::<Vec<_>>(), [b"no end"]);
     }
 
     #[test]

@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -23,14 +26,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// An edge as a process, and those that follow it. All of them end with this.
 struct Edge {
     first: Mutex<Child>,
+    /// Where systemd would be told.
+    notified: std::os::unix::net::UnixDatagram,
     http: SocketAddr,
     admin: SocketAddr,
     directory: tempfile::TempDir,
 }
 
 impl Edge {
+    /// As systemd does.
     fn start(upstream: &Upstream, drain: &str) -> Edge {
-        Edge::start_by(&[SKEP], upstream, drain)
+        Edge::start_by(&["env", "NOTIFY_SOCKET=notify", SKEP], upstream, drain)
     }
 
     /// `command`: the program, or what runs it.
@@ -47,6 +53,8 @@ impl Edge {
             path.display(),
         );
         std::fs::write(path.join("skep.toml"), settings).unwrap();
+        let notified = std::os::unix::net::UnixDatagram::bind(path.join("notify")).unwrap();
+        notified.set_read_timeout(Some(PATIENCE)).unwrap();
         let log = std::fs::File::create(path.join("log")).unwrap();
         drop((http, admin));
         let first = Command::new(command[0])
@@ -55,12 +63,14 @@ impl Edge {
             .arg(path.join("skep.toml"))
             .arg("--file")
             .arg(path.join("stack.yml"))
+            .env_remove("NOTIFY_SOCKET")
+            .current_dir(path)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap();
-        let edge = Edge { first: Mutex::new(first), http: http_address, admin: admin_address, directory };
+        let edge = Edge { first: Mutex::new(first), notified, http: http_address, admin: admin_address, directory };
         edge.until("it serves", || edge.serving().is_some());
         edge
     }
@@ -208,6 +218,41 @@ async fn ask(stream: &mut TcpStream) -> std::io::Result<bool> {
     }
 }
 
+/// It never left this side, or GOAWAY says that the edge did not begin with it (RFC 9113, 6.8): it can be sent again safely.
+fn was_not_taken(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    error.is_canceled()
+        || cause.is_some_and(|cause| cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR))
+}
+
+/// The same with many requests over one HTTP/2 connection. What the edge has announced not to take is sent again over a new one.
+async fn multiplexing_client(address: SocketAddr, seen: Arc<Seen>) {
+    while !seen.enough.load(Ordering::Relaxed) {
+        let stream = match TcpStream::connect(address).await {
+            Ok(stream) => TokioIo::new(stream),
+            Err(error) => return seen.lose(format!("connect: {error}")),
+        };
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+        tokio::spawn(connection);
+        while sender.ready().await.is_ok() && !seen.enough.load(Ordering::Relaxed) {
+            let request = || http::Request::get("http://a.test/x").body(Full::<Bytes>::default()).unwrap();
+            let (one, other) = tokio::join!(sender.clone().send_request(request()), sender.clone().send_request(request()));
+            for answer in [one, other] {
+                match answer {
+                    Ok(answer) => match answer.into_body().collect().await {
+                        Ok(_) => _ = seen.answered.fetch_add(1, Ordering::Relaxed),
+                        Err(error) => seen.lose(format!("h2 body: {error:?}")),
+                    },
+                    Err(error) if was_not_taken(&error) => {}
+                    Err(error) => seen.lose(format!("h2: {error:?}")),
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        seen.reconnected.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upgrade_refuses_and_resets_nothing() {
     let upstream = Upstream::start("a").await;
@@ -220,6 +265,9 @@ async fn an_upgrade_refuses_and_resets_nothing() {
     }
     for _ in 0..4 {
         clients.spawn(client(edge.http, Duration::from_millis(10), false, seen.clone()));
+    }
+    for _ in 0..10 {
+        clients.spawn(multiplexing_client(edge.http, seen.clone()));
     }
     let (mut socket, _) = tokio_tungstenite::client_async("ws://a.test/ws", TcpStream::connect(edge.http).await.unwrap()).await.unwrap();
     let late = tokio::spawn(async move { get_path(edge.http, "a.test", "/delay/4000").await });
@@ -317,7 +365,7 @@ async fn garbage_on_the_socket_harms_nothing() {
         (b"skep/2 {\"later\":1}\n", "version 2"),
         (b"skep/1 {\"take\":\n", "makes no sense"),
         (b"skep/1 {\"ready\":{\"pid\":1}}\n", "nothing was taken"),
-        (b"skep/1 {\"take\":{\"listen\":[\"127.0.0.1:1\"]}}\n", "it listens elsewhere"),
+        (b"skep/1 {\"take\":{\"listen\":[\"127.0.0.1:1\"]}}\n", "another network namespace"),
         (b"skep/1 {\"start\":{\"binary\":\"/nonexistent\"}}\n", "does not start"),
         (b"\n", "this is not a message of Skep"),
     ] {
@@ -334,7 +382,8 @@ async fn garbage_on_the_socket_harms_nothing() {
         })
         .collect();
     // Who takes and leaves, or says something else, was none.
-    let take = format!("skep/1 {{\"take\":{{\"listen\":[\"{}\"]}}}}\n", edge.http);
+    let network = std::fs::read_link("/proc/self/ns/net").unwrap();
+    let take = format!("skep/1 {{\"take\":{{\"listen\":[\"{}\"],\"network\":\"{}\"}}}}\n", edge.http, network.display());
     for then in [&b""[..], b"skep/1 \"who\"\n", b"garbage\n"] {
         let mut line = take.clone().into_bytes();
         line.extend_from_slice(then);
@@ -345,6 +394,26 @@ async fn garbage_on_the_socket_harms_nothing() {
     assert_eq!(get_path(edge.http, "a.test", "/").await.status, 200);
     assert!(edge.upgrade(&[]).await.status.success(), "{}", edge.log());
     drop(silent);
+    edge.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn systemd_is_told_who_serves() {
+    let upstream = Upstream::start("a").await;
+    let edge = Edge::start(&upstream, "5s");
+    let told = |count: usize| -> Vec<String> {
+        let mut buffer = [0; 256];
+        let mut next = || edge.notified.recv(&mut buffer).map(|count| String::from_utf8_lossy(&buffer[..count]).into_owned()).unwrap();
+        let mut told: Vec<_> = (0..count).map(|_| next()).collect();
+        told.sort();
+        told
+    };
+    assert_eq!(told(1), ["READY=1"]);
+    assert!(edge.upgrade(&[]).await.status.success(), "{}", edge.log());
+    let new = edge.serving().unwrap();
+    assert_eq!(told(2), [format!("MAINPID={new}"), "READY=1".to_owned()]);
+    signal(new, "TERM");
+    assert_eq!(told(1), ["STOPPING=1"]);
     edge.stop();
 }
 
@@ -364,7 +433,7 @@ async fn a_second_start_with_the_same_settings_takes_over_and_one_with_others_do
 
     let mut stranger = second("stranger", &["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     edge.until("the stranger serves", || log_of("stranger").contains(" serving "));
-    assert!(log_of("stranger").contains("is left alone"), "{}", log_of("stranger"));
+    assert!(log_of("stranger").contains("nothing is taken over"), "{}", log_of("stranger"));
     assert_eq!((edge.serving(), edge.ended()), (Some(old), false));
     signal(stranger.id(), "TERM");
     assert_eq!(stranger.wait().unwrap().code(), Some(0));
@@ -377,6 +446,27 @@ async fn a_second_start_with_the_same_settings_takes_over_and_one_with_others_do
     signal(follower.id(), "TERM");
     assert_eq!(follower.wait().unwrap().code(), Some(0));
     assert!(!edge.path("upgrade.sock").exists(), "who is the last takes the socket away");
+}
+
+/// Under a shell, a supervisor or a container's init, all of which wait for the process that they started.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_process_stays_where_nobody_is_told_of_the_next() {
+    let upstream = Upstream::start("a").await;
+    let edge = Edge::start_by(&[SKEP], &upstream, "5s");
+    let first = edge.serving().unwrap();
+    for round in 1..4 {
+        let old = edge.serving().unwrap();
+        assert!(edge.upgrade(&[]).await.status.success(), "{}", edge.log());
+        assert_ne!(edge.serving(), Some(old));
+        edge.until("the one before has ended", || edge.log().matches("stopped, nothing was cut").count() == round);
+        assert!(!edge.ended(), "{}", edge.log());
+        let gone = || std::fs::read_to_string(format!("/proc/{old}/stat")).is_err();
+        edge.until("only the first stays", || old == first || gone());
+    }
+    signal(first, "TERM");
+    edge.until("it ends with the last", || edge.ended());
+    assert_eq!(edge.first.lock().unwrap().wait().unwrap().code(), Some(0), "{}", edge.log());
+    assert_eq!(edge.serving(), None);
 }
 
 /// Needs the privilege to make a namespace of processes; without it there is nothing to see.
