@@ -217,7 +217,7 @@ fn shells_get_completions_and_people_help() {
         let said = files.skep(&["completions", shell]);
         assert!(said.code == 0 && said.out.contains("explain"), "{shell}");
     }
-    for command in ["run", "demo", "check", "routes", "explain", "labels", "snapshot", "health", "completions"] {
+    for command in ["run", "demo", "check", "routes", "explain", "labels", "snapshot", "health", "upgrade", "completions"] {
         let said = files.skep(&[command, "--help"]);
         assert!(said.code == 0 && said.out.contains("Usage: skep"), "{command}");
     }

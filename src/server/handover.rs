@@ -1,13 +1,11 @@
 //! The running edge's side of an upgrade: it answers at the upgrade socket, starts new binaries, and gives its listening
 //! sockets to the first that serves. Until then nothing changes for it, whatever the other side does.
 
-use std::ffi::OsString;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::program::Program;
 use super::talk::{PROMPT, Talk};
 use crate::config::Config;
 use crate::handover::{Answer, Ask, MAX_LISTENERS, Place};
@@ -59,26 +58,6 @@ struct Socket {
     path: PathBuf,
     identity: Option<(u64, u64)>,
     descriptor: OwnedFd,
-}
-
-/// How this process was started.
-pub struct Program {
-    binary: io::Result<PathBuf>,
-    arguments: Vec<OsString>,
-}
-
-impl Program {
-    /// Of this process. To be called early: once the file is replaced, the kernel tells its name no more.
-    pub fn of_this_process() -> Program {
-        let mut arguments = std::env::args_os();
-        let named = arguments.next().map(PathBuf::from);
-        let binary = std::env::current_exe().map(|real| {
-            // The name that was called, so that a link that is turned to a new version is followed.
-            let called = named.filter(|path| path.components().count() > 1).and_then(|path| std::path::absolute(path).ok());
-            called.filter(|path| path.canonicalize().is_ok_and(|path| path == real)).unwrap_or(real)
-        });
-        Program { binary, arguments: arguments.collect() }
-    }
 }
 
 impl Handover {
@@ -211,14 +190,7 @@ impl Handover {
         if self.socket.is_none() {
             return Err("upgrades are switched off: set upgrade.socket, and state.directory if that is relative".to_owned());
         }
-        let binary = match (binary, &self.program.binary) {
-            (Some(binary), _) => binary,
-            (None, Ok(binary)) => binary.clone(),
-            (None, Err(error)) => return Err(format!("the own path is not known ({error}): give --binary")),
-        };
-        tracing::info!(binary = %binary.display(), "upgrading: starting the new edge");
-        let spawned = Command::new(&binary).args(&self.program.arguments).stdin(Stdio::null()).spawn();
-        let mut child = spawned.map_err(|error| format!("{} does not start: {error}", binary.display()))?;
+        let (binary, mut child) = self.program.spawn(binary)?;
         let pid = child.id();
         self.child.store(pid, Ordering::Relaxed);
         let (mut successor, began) = (self.successor.subscribe(), Instant::now());
