@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod log;
 pub mod otlp;
+pub mod process;
 pub mod prometheus;
 pub mod slow;
 mod span;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
+use tokio::runtime::RuntimeMetrics;
 use tokio_util::task::TaskTracker;
 
 use super::Recorder;
@@ -12,6 +13,7 @@ use crate::snapshot::Condition;
 use crate::state::Live;
 use crate::telemetry::admin::Admin;
 use crate::telemetry::otlp::Spans;
+use crate::telemetry::process::Process;
 use crate::telemetry::prometheus::{Now, UpstreamNow};
 use crate::upstream::Ledger;
 
@@ -22,6 +24,8 @@ pub struct View {
     pub recorder: Arc<Recorder>,
     pub health: Arc<Health>,
     pub connections: TaskTracker,
+    /// Of the main runtime and of the workers'.
+    pub runtimes: Vec<RuntimeMetrics>,
     /// Without an engine, the stack files are all there is to know, and they are always read.
     pub docker: bool,
 }
@@ -49,6 +53,8 @@ impl View {
             access_log_dropped: self.recorder.log.dropped(),
             spans_dropped: self.recorder.spans.as_ref().map(Spans::dropped),
             connections: self.connections.len() as u64,
+            tasks: self.runtimes.iter().map(|runtime| runtime.num_alive_tasks() as u64).sum(),
+            process: Process::now(),
             upstreams: self.upstreams(),
         }
     }

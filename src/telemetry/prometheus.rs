@@ -17,6 +17,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::Record;
+use super::process::Process;
 use super::tally::{Series, Tally, Timing, Totals};
 
 /// How [`Metrics::encode`]'s text is to be announced.
@@ -37,6 +38,9 @@ pub struct Now {
     pub spans_dropped: Option<u64>,
     /// Client connections that are open.
     pub connections: u64,
+    /// Tasks of all runtimes that are not over.
+    pub tasks: u64,
+    pub process: Process,
     /// Backends of the present table; one that several routes share may be named repeatedly.
     pub upstreams: Vec<UpstreamNow>,
 }
@@ -243,8 +247,17 @@ fn scraped(now: &Now) -> Registry {
     let connections: Gauge<f64, AtomicU64> = Gauge::default();
     connections.set(now.connections as f64);
     registry.register("skep_connections", "Open client connections", connections);
+    registry.register("skep_tasks", "Tasks in the runtimes of all threads that are not over", whole(now.tasks));
+    let help = "Resident memory size in bytes";
+    now.process.resident.into_iter().for_each(|bytes| registry.register("process_resident_memory_bytes", help, whole(bytes)));
+    let help = "Number of open file descriptors";
+    now.process.open_fds.into_iter().for_each(|count| registry.register("process_open_fds", help, whole(count)));
     upstreams(&mut registry, &now.upstreams);
     registry
+}
+
+fn whole(value: u64) -> ConstGauge<i64> {
+    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
 fn upstreams(registry: &mut Registry, upstreams: &[UpstreamNow]) {
@@ -321,7 +334,7 @@ mod tests {
     }
 
     fn now() -> Now {
-        Now { snapshot_age: Some(1.5), docker_connected: true, docker_calls: 12, connections: 3, ..Now::default() }
+        Now { snapshot_age: Some(1.5), docker_connected: true, docker_calls: 12, connections: 3, tasks: 9, ..Now::default() }
     }
 
     #[track_caller]
@@ -369,7 +382,8 @@ mod tests {
         metrics.swapped();
         metrics.set_diagnostics(1, 2, 3);
         let upstreams = vec![upstream("shop.1", true, 2), upstream("shop.2", false, 1), upstream("shop.1", true, 2)];
-        let text = metrics.encode(&Now { upstreams, ..now() });
+        let process = Process { resident: Some(4096), open_fds: Some(12) };
+        let text = metrics.encode(&Now { upstreams, process, ..now() });
         for line in [
             "skep_snapshot_age_seconds 1.5",
             "skep_docker_connected 1",
@@ -378,6 +392,9 @@ mod tests {
             "skep_docker_reconnects_total 0",
             "skep_access_log_dropped_total 0",
             "skep_connections 3.0",
+            "skep_tasks 9",
+            "process_resident_memory_bytes 4096",
+            "process_open_fds 12",
             "skep_swaps_total 1",
             r#"skep_diagnostics{severity="error"} 1"#,
             r#"skep_diagnostics{severity="info"} 3"#,
