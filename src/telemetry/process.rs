@@ -36,7 +36,8 @@ mod tests {
     #[test]
     fn resident_memory_is_read_or_left_out() {
         assert_eq!(resident("Name:\tskep\nVmHWM:\t   99 kB\nVmRSS:\t   4080 kB\nThreads:\t3\n"), Some(4080 * 1024));
-        for none in ["", "VmRSS:", "VmRSS:\t kB", "VmRSS:\t-1 kB", "VmRSS:\t5 MB", "VmRSS:\t18446744073709551615 kB", "Name:\tVmRSS: 1 kB"] {
+        for none in ["", "VmRSS:", "VmRSS:\t kB", "VmRSS:\t-1 kB", "VmRSS:\t5 MB", "VmRSS:\t18446744073709551615 kB", "Name:\tVmRSS: 1 kB"]
+        {
             assert_eq!(resident(none), None, "{none:?}");
         }
     }
