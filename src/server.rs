@@ -227,19 +227,6 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let local = |listener: &TcpListener| listener.local_addr().map_err(|error| Error::Start(format!("a listener has no address: {error}")));
     let http = listeners.iter().map(local).collect::<Result<Vec<_>, _>>()?;
     let admin_address = admin.as_ref().map(local).transpose()?;
-    if let Some(listener) = admin {
-        let view = View {
-            live: publisher.live.clone(),
-            ledger: publisher.ledger.clone(),
-            limits: limits.clone(),
-            recorder: recorder.clone(),
-            health,
-            connections: connections.clone(),
-            admission: admission.clone(),
-            docker: config.docker.enabled,
-        };
-        tasks.spawn(admin::serve(listener, Arc::new(view.admin()), stopping.clone()));
-    }
     let listeners = listeners.into_iter().map(TcpListener::into_std).collect::<std::io::Result<Vec<_>>>().map_err(worker_error)?;
     let mut workers = Workers::default();
     for _ in 0..workers_wanted(&config) {
@@ -265,6 +252,20 @@ pub async fn start(options: Options) -> Result<Running, Error> {
             stopping: stopping.clone(),
         };
         workers.start(&listeners, acceptor, &ended, &mut tasks).map_err(worker_error)?;
+    }
+    if let Some(listener) = admin {
+        let view = View {
+            live: publisher.live.clone(),
+            ledger: publisher.ledger.clone(),
+            limits: limits.clone(),
+            recorder: recorder.clone(),
+            health,
+            connections: connections.clone(),
+            admission: admission.clone(),
+            runtimes: workers.runtimes().chain([tokio::runtime::Handle::current().metrics()]).collect(),
+            docker: config.docker.enabled,
+        };
+        tasks.spawn(admin::serve(listener, Arc::new(view.admin()), stopping.clone()));
     }
     tasks.spawn(limits.tend());
     tasks.spawn(probes::follow(publisher.live.clone(), publisher.ledger.clone(), publisher.swapped.clone()));

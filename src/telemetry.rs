@@ -5,6 +5,7 @@ pub mod admin;
 mod limits;
 pub mod log;
 pub mod otlp;
+pub mod process;
 pub mod prometheus;
 pub mod slow;
 mod span;

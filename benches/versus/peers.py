@@ -86,6 +86,8 @@ listen = []
 listen = "127.0.0.1:{place.admin}"
 [docker]
 enabled = false
+[proxy]
+max-connections-per-client = 100000
 [access-log]
 format = "off"
 [log]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
+use tokio::runtime::RuntimeMetrics;
 use tokio_util::task::TaskTracker;
 
 use super::Recorder;
@@ -15,6 +16,7 @@ use crate::snapshot::Condition;
 use crate::state::Live;
 use crate::telemetry::admin::Admin;
 use crate::telemetry::otlp::Spans;
+use crate::telemetry::process::Process;
 use crate::telemetry::prometheus::{Now, UpstreamNow};
 use crate::upstream::{Fitness, Health, Ledger, Verdict};
 
@@ -27,6 +29,8 @@ pub struct View {
     pub health: Arc<provider::Health>,
     pub connections: TaskTracker,
     pub admission: Arc<Admission>,
+    /// Of the main runtime and of the workers'.
+    pub runtimes: Vec<RuntimeMetrics>,
     /// Without an engine, the stack files are all there is to know, and they are always read.
     pub docker: bool,
 }
@@ -62,6 +66,8 @@ impl View {
             spans_dropped: self.recorder.spans.as_ref().map(Spans::dropped),
             connections: self.connections.len() as u64,
             connections_refused: self.admission.refused(),
+            tasks: self.runtimes.iter().map(|runtime| runtime.num_alive_tasks() as u64).sum(),
+            process: Process::now(),
             upstreams: self.upstreams(),
             limits: self.limits.now(),
             refused_retries: self.ledger.refused_retries(),

@@ -7,7 +7,7 @@ use std::net::TcpListener as StdListener;
 use std::thread::{self, JoinHandle};
 
 use tokio::net::TcpListener;
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, RuntimeMetrics};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,7 @@ pub trait Serve: Clone + Send + 'static {
 #[derive(Default)]
 pub struct Workers {
     threads: Vec<JoinHandle<()>>,
+    runtimes: Vec<RuntimeMetrics>,
 }
 
 impl Workers {
@@ -41,6 +42,7 @@ impl Workers {
     ) -> io::Result<()> {
         let listeners = listeners.iter().map(StdListener::try_clone).collect::<io::Result<Vec<_>>>()?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
+        self.runtimes.push(runtime.metrics());
         let (alive, gone) = oneshot::channel::<()>();
         let token = ended.clone();
         let body = move || {
@@ -55,6 +57,11 @@ impl Workers {
             assert!(ended.is_cancelled(), "a worker thread ended by itself");
         });
         Ok(())
+    }
+
+    /// What the threads' runtimes tell of themselves.
+    pub fn runtimes(&self) -> impl Iterator<Item = RuntimeMetrics> {
+        self.runtimes.iter().cloned()
     }
 
     /// Waits for the threads; they end soon after `ended`.

@@ -16,6 +16,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::process::Process;
 use super::tally::{Series, Tally, Timing, Totals};
 use super::{Record, limits};
 use crate::traffic::LimitNow;
@@ -40,6 +41,9 @@ pub struct Now {
     pub connections: u64,
     /// Closed at once because their client had too many.
     pub connections_refused: u64,
+    /// Tasks of all runtimes that are not over.
+    pub tasks: u64,
+    pub process: Process,
     /// Backends of the present table; one that several routes share may be named repeatedly.
     pub upstreams: Vec<UpstreamNow>,
     /// Routes with limits.
@@ -258,6 +262,11 @@ fn scraped(now: &Now) -> Registry {
     registry.register("skep_connections", "Open client connections", connections);
     let help = "Connections of clients that had too many, closed at once";
     registry.register("skep_connections_refused", help, ConstCounter::new(now.connections_refused));
+    registry.register("skep_tasks", "Tasks in the runtimes of all threads that are not over", whole(now.tasks));
+    let help = "Resident memory size in bytes";
+    now.process.resident.into_iter().for_each(|bytes| registry.register("process_resident_memory_bytes", help, whole(bytes)));
+    let help = "Number of open file descriptors";
+    now.process.open_fds.into_iter().for_each(|count| registry.register("process_open_fds", help, whole(count)));
     upstreams(&mut registry, &now.upstreams);
     limits::register(&mut registry, &now.limits);
     let refused = Family::<ByService, Counter>::default();
@@ -266,6 +275,10 @@ fn scraped(now: &Now) -> Registry {
     }
     registry.register("skep_retry_budget_exhausted", "Retries that were refused because there were too many of late", refused);
     registry
+}
+
+fn whole(value: u64) -> ConstGauge<i64> {
+    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
 fn upstreams(registry: &mut Registry, upstreams: &[UpstreamNow]) {
@@ -365,7 +378,7 @@ mod tests {
     }
 
     fn now() -> Now {
-        Now { snapshot_age: Some(1.5), docker_connected: true, docker_calls: 12, connections: 3, ..Now::default() }
+        Now { snapshot_age: Some(1.5), docker_connected: true, docker_calls: 12, connections: 3, tasks: 9, ..Now::default() }
     }
 
     #[track_caller]
@@ -413,7 +426,8 @@ mod tests {
         metrics.swapped();
         metrics.set_diagnostics(1, 2, 3);
         let upstreams = vec![upstream("shop.1", true, 2), upstream("shop.2", false, 1), upstream("shop.1", true, 2)];
-        let text = metrics.encode(&Now { upstreams, refused_retries: vec![("shop".into(), 5)], ..now() });
+        let process = Process { resident: Some(4096), open_fds: Some(12) };
+        let text = metrics.encode(&Now { upstreams, process, refused_retries: vec![("shop".into(), 5)], ..now() });
         for line in [
             "skep_snapshot_age_seconds 1.5",
             "skep_docker_connected 1",
@@ -422,6 +436,9 @@ mod tests {
             "skep_docker_reconnects_total 0",
             "skep_access_log_dropped_total 0",
             "skep_connections 3.0",
+            "skep_tasks 9",
+            "process_resident_memory_bytes 4096",
+            "process_open_fds 12",
             "skep_swaps_total 1",
             r#"skep_diagnostics{severity="error"} 1"#,
             r#"skep_diagnostics{severity="info"} 3"#,
