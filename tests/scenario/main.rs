@@ -13,4 +13,4 @@ mod seen;
 mod siege;
 mod swarm;
 mod tls;
-mod upgrade;
+mod handover;
