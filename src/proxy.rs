@@ -17,6 +17,7 @@ mod relay;
 mod reply;
 pub mod stream;
 mod trace;
+mod tunnel;
 pub mod wire;
 
 use std::borrow::Cow;

@@ -44,7 +44,7 @@ use self::publish::{Publisher, Sources};
 use self::view::View;
 use self::worker::Workers;
 
-/// Keep-alive connections to upstreams that are kept in all; too small a pool costs more than anything else in the proxy.
+/// Keep-alive connections to upstreams that each worker keeps; too small a pool costs more than anything else in the proxy.
 const UPSTREAM_POOL: usize = 4096;
 
 /// A mistake or an obstacle that stops the edge from starting.
@@ -97,13 +97,11 @@ impl Observer for Recorder {
     }
 }
 
-/// The proxy application on our own runtime: no pingora `Server`, so signals, sockets and the order of a stop are ours.
+/// The proxy application of one worker, on our own runtime: no pingora `Server`, so signals, sockets and the order of a stop are
+/// ours. Each worker has its own, and so its own pool: a kept connection is watched by a task on the runtime that kept it, and
+/// whoever takes it from another thread has to wait for that task, often in vain.
 fn application(live: Arc<Live>, ledger: Arc<Ledger>, recorder: Arc<Recorder>, config: &Config) -> HttpProxy<Edge> {
-    let conf = ServerConf {
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
-        upstream_keepalive_pool_size: UPSTREAM_POOL,
-        ..ServerConf::default()
-    };
+    let conf = ServerConf { threads: 1, upstream_keepalive_pool_size: UPSTREAM_POOL, ..ServerConf::default() };
     let mut proxy = http_proxy(&Arc::new(conf), Edge::new(live, ledger, recorder));
     let mut options = HttpServerOptions::default();
     options.h2c = config.proxy.h2c;
@@ -114,13 +112,15 @@ fn application(live: Arc<Live>, ledger: Arc<Ledger>, recorder: Arc<Recorder>, co
 
 /// Ends what flows, politely: no new connections, answers say `Connection: close`, then idle ones are closed, then
 /// `drain` is waited for. Returns how many connections had to be cut.
-async fn drain(proxy: &Arc<HttpProxy<Edge>>, connections: &TaskTracker, stop: &watch::Sender<bool>, limit: Duration) -> usize {
+async fn drain(proxies: &[Arc<HttpProxy<Edge>>], connections: &TaskTracker, stop: &watch::Sender<bool>, limit: Duration) -> usize {
     stop.send_replace(true);
     connections.close();
     if tokio::time::timeout(POLITE.min(limit), connections.wait()).await.is_ok() {
         return 0;
     }
-    ServerApp::cleanup(proxy.as_ref()).await;
+    for proxy in proxies {
+        ServerApp::cleanup(proxy.as_ref()).await;
+    }
     match tokio::time::timeout(limit.saturating_sub(POLITE), connections.wait()).await {
         Ok(()) => 0,
         Err(_) => connections.len(),
@@ -132,7 +132,8 @@ pub struct Running {
     /// Where it listens, with the ports that were really given.
     pub http: Vec<SocketAddr>,
     pub admin: Option<SocketAddr>,
-    proxy: Arc<HttpProxy<Edge>>,
+    /// One a worker.
+    proxies: Vec<Arc<HttpProxy<Edge>>>,
     connections: TaskTracker,
     stop: watch::Sender<bool>,
     /// Ends the providers, once nothing flows any more.
@@ -172,7 +173,6 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let (config_sender, config_receiver) = watch::channel(config.clone());
     let sources = Sources::start(&config, stacks(files, demo), health.clone(), &ended, &mut tasks).await;
     let publisher = Publisher::new(config_receiver, sources, recorder.metrics.clone());
-    let proxy = Arc::new(application(publisher.live.clone(), publisher.ledger.clone(), recorder.clone(), &config));
     let (stop, stopping) = watch::channel(false);
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(config.proxy.max_connections));
@@ -180,10 +180,12 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let http = listeners.iter().map(local).collect::<Result<Vec<_>, _>>()?;
     let admin_address = admin.as_ref().map(local).transpose()?;
     let listeners = listeners.into_iter().map(TcpListener::into_std).collect::<std::io::Result<Vec<_>>>().map_err(worker_error)?;
-    let mut workers = Workers::default();
+    let (mut workers, mut proxies) = (Workers::default(), Vec::new());
     for _ in 0..workers_wanted(&config) {
         let (live, ledger) = (publisher.live.clone(), publisher.ledger.clone());
-        let lean = Arc::new(Lean::new(proxy.clone(), live, ledger, recorder.clone(), stopping.clone()));
+        let proxy = Arc::new(application(live.clone(), ledger.clone(), recorder.clone(), &config));
+        proxies.push(proxy.clone());
+        let lean = Arc::new(Lean::new(proxy, live, ledger, recorder.clone(), stopping.clone()));
         let acceptor = Acceptor { lean, places: places.clone(), connections: connections.clone(), stopping: stopping.clone() };
         workers.start(&listeners, acceptor, &ended, &mut tasks).map_err(worker_error)?;
     }
@@ -202,7 +204,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     tasks.spawn(publisher.follow());
     tracing::info!(http = ?http, admin = ?admin_address, "serving");
     let ended = ended.drop_guard();
-    Ok(Running { http, admin: admin_address, proxy, connections, stop, ended, config: config_sender, reload, recorder, tasks, workers })
+    Ok(Running { http, admin: admin_address, proxies, connections, stop, ended, config: config_sender, reload, recorder, tasks, workers })
 }
 
 fn worker_error(error: std::io::Error) -> Error {
@@ -221,7 +223,7 @@ impl Running {
     /// Stops politely: nothing new is accepted, what flows is finished within `proxy.drain`. Returns how many connections were cut.
     pub async fn stop(mut self) -> usize {
         let limit = self.config.borrow().proxy.drain;
-        let cut = drain(&self.proxy, &self.connections, &self.stop, limit).await;
+        let cut = drain(&self.proxies, &self.connections, &self.stop, limit).await;
         if let Some(spans) = &self.recorder.spans {
             spans.flush().await;
         }

@@ -7,3 +7,4 @@ mod lean;
 mod seen;
 mod swarm;
 mod tls;
+mod upgrade;
