@@ -30,6 +30,7 @@ mod reply;
 pub mod stream;
 mod trace;
 mod transform;
+mod tunnel;
 pub mod wire;
 
 use std::borrow::Cow;

@@ -61,7 +61,7 @@ use self::publish::{Publisher, Sources};
 use self::view::View;
 use self::worker::Workers;
 
-/// Keep-alive connections to upstreams that are kept in all; too small a pool costs more than anything else in the proxy.
+/// Keep-alive connections to upstreams that each worker keeps; too small a pool costs more than anything else in the proxy.
 const UPSTREAM_POOL: usize = 4096;
 /// Bytes of bodies that a client may send ahead on all its streams together; one stream may take 64 KB of it, so a stalled
 /// upload does not stop its neighbours.
@@ -128,13 +128,11 @@ impl Observer for Recorder {
     }
 }
 
-/// The proxy application on our own runtime: no pingora `Server`, so signals, sockets and the order of a stop are ours.
+/// The proxy application of one worker, on our own runtime: no pingora `Server`, so signals, sockets and the order of a stop are
+/// ours. Each worker has its own, and so its own pool: a kept connection is watched by a task on the runtime that kept it, and
+/// whoever takes it from another thread has to wait for that task, often in vain.
 fn application(live: Arc<Live>, ledger: Arc<Ledger>, recorder: Arc<Recorder>, limits: Arc<Limits>, config: &Config) -> HttpProxy<Edge> {
-    let conf = ServerConf {
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
-        upstream_keepalive_pool_size: UPSTREAM_POOL,
-        ..ServerConf::default()
-    };
+    let conf = ServerConf { threads: 1, upstream_keepalive_pool_size: UPSTREAM_POOL, ..ServerConf::default() };
     let mut proxy = http_proxy(&Arc::new(conf), Edge::new(live, ledger, recorder, limits));
     let mut options = HttpServerOptions::default();
     options.h2c = config.proxy.h2c;
@@ -165,7 +163,8 @@ pub struct Running {
     /// Where it listens, with the ports that were really given.
     pub http: Vec<SocketAddr>,
     pub admin: Option<SocketAddr>,
-    proxy: Arc<HttpProxy<Edge>>,
+    /// One a worker.
+    proxies: Vec<Arc<HttpProxy<Edge>>>,
     connections: TaskTracker,
     stop: watch::Sender<bool>,
     /// Ends connections without a request.
@@ -217,7 +216,6 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     }
     let publisher = Publisher::new(config_receiver, sources, recorder.metrics.clone());
     let limits = publisher.limits.clone();
-    let proxy = Arc::new(application(publisher.live.clone(), publisher.ledger.clone(), recorder.clone(), limits.clone(), &config));
     let admission = Arc::new(Admission::new(config.proxy.max_connections_per_client, Instant::now()));
     let (stop, stopping) = watch::channel(false);
     let idle_end = CancellationToken::new();
@@ -228,19 +226,13 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let http = listeners.iter().map(local).collect::<Result<Vec<_>, _>>()?;
     let admin_address = admin.as_ref().map(local).transpose()?;
     let listeners = listeners.into_iter().map(TcpListener::into_std).collect::<std::io::Result<Vec<_>>>().map_err(worker_error)?;
-    let mut workers = Workers::default();
+    let (mut workers, mut proxies) = (Workers::default(), Vec::new());
     for _ in 0..workers_wanted(&config) {
         let (live, ledger) = (publisher.live.clone(), publisher.ledger.clone());
-        let lean = Lean::new(
-            proxy.clone(),
-            live.clone(),
-            ledger,
-            recorder.clone(),
-            limits.clone(),
-            crowd.clone(),
-            stopping.clone(),
-            idle_end.clone(),
-        );
+        let proxy = Arc::new(application(live.clone(), ledger.clone(), recorder.clone(), limits.clone(), &config));
+        proxies.push(proxy.clone());
+        let lean =
+            Lean::new(proxy, live.clone(), ledger, recorder.clone(), limits.clone(), crowd.clone(), stopping.clone(), idle_end.clone());
         let acceptor = Acceptor {
             lean: Arc::new(lean),
             places: places.clone(),
@@ -278,7 +270,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     Ok(Running {
         http,
         admin: admin_address,
-        proxy,
+        proxies,
         connections,
         stop,
         idle_end,
@@ -330,7 +322,9 @@ impl Running {
             return 0;
         }
         self.idle_end.cancel();
-        ServerApp::cleanup(self.proxy.as_ref()).await;
+        for proxy in &self.proxies {
+            ServerApp::cleanup(proxy.as_ref()).await;
+        }
         match tokio::time::timeout(rest, self.connections.wait()).await {
             Ok(()) => 0,
             Err(_) => self.connections.len(),

@@ -75,6 +75,7 @@ impl Edge {
         let mut child = Command::new(program)
             .args([OsStr::new("run"), "--no-docker".as_ref(), "--config".as_ref(), config.as_ref(), "--file".as_ref(), stack.as_ref()])
             .args(["--http", &http.to_string(), "--admin", &admin.to_string()])
+            .env_remove("SKEP_BIN")
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;

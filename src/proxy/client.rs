@@ -126,6 +126,15 @@ impl Client {
         matches!(SockRef::from(&self.tcp).peek(&mut [MaybeUninit::uninit()]), Ok(1..))
     }
 
+    /// Says that no more comes, then reads and drops what is left of a request: closing with unread bytes would be a reset, and a
+    /// reset takes away what the client has not read of its answer yet.
+    pub(super) async fn linger(&mut self, left: u64, limit: Duration) {
+        // An error means that nobody is there to wait for.
+        if self.tcp.shutdown().await.is_ok() {
+            self.discard(left, limit).await;
+        }
+    }
+
     /// Writes all of it, within `limit`.
     pub(super) async fn send(&mut self, bytes: &[u8], limit: Duration) -> io::Result<()> {
         timeout(limit, self.tcp.write_all(bytes)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?

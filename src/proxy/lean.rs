@@ -238,6 +238,7 @@ impl Lean {
         bytes_in: u64,
     ) -> After {
         let closing = self.closing(client, request, ctx);
+        let answered = matches!(ended, Ended::Answered { .. });
         let (status, bytes_out, after) = match ended {
             Ended::Answered { status, bytes_out, keep } => (Some(status), bytes_out, if keep { After::Next } else { After::Close }),
             Ended::Broken(status, bytes_out) => (status, bytes_out, After::Close),
@@ -274,6 +275,11 @@ impl Lean {
             broken: status.is_none() || ctx.failure.is_some(),
         };
         self.observer.finished(&ctx.record(&ended));
+        // The upstream answered before it had all of the request, or hung up first.
+        let unread = if status == Some(http::StatusCode::SWITCHING_PROTOCOLS) { u64::MAX } else { request.body.saturating_sub(bytes_in) };
+        if answered && unread > 0 && matches!(after, After::Close) {
+            client.linger(unread, DRAIN_REQUEST).await;
+        }
         after
     }
 

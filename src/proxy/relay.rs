@@ -46,7 +46,7 @@ pub(super) enum Ended {
 }
 
 /// Why an attempt came to nothing.
-enum Failed {
+pub(super) enum Failed {
     /// The client did, not the upstream.
     Client(io::Error),
     /// Before the answer's head was there; how many bytes of one there were.
@@ -73,37 +73,37 @@ pub(super) struct Relay<'a> {
 }
 
 /// An upstream that is about to answer.
-struct Attempt {
-    tcp: TcpStream,
+pub(super) struct Attempt {
+    pub(super) tcp: TcpStream,
     address: SocketAddr,
     reused: bool,
     /// The request on its way.
     up: Pump,
     /// What was read of the answer.
-    buffer: BytesMut,
+    pub(super) buffer: BytesMut,
 }
 
 /// How long one step may go on without progress: at least the limit, at most twice that. The clock is only read where the first wait was in vain, or a whole request is limited.
-struct Clock {
+pub(super) struct Clock {
     limit: Duration,
     moved: u64,
     since: Option<Instant>,
 }
 
 impl Clock {
-    fn start(limit: Duration) -> Clock {
+    pub(super) fn start(limit: Duration) -> Clock {
         Clock { limit, moved: 0, since: None }
     }
 
     /// How long may still be waited: for this step, or for all of a request that began then. `None`: no longer.
-    fn left(&self, began: Instant, whole: Option<Duration>) -> Option<Duration> {
+    pub(super) fn left(&self, began: Instant, whole: Option<Duration>) -> Option<Duration> {
         let step = self.since.map_or(self.limit, |since| self.limit.saturating_sub(since.elapsed()));
         let left = whole.map_or(step, |whole| step.min(whole.saturating_sub(began.elapsed())));
         (!left.is_zero()).then_some(left)
     }
 
     /// After a wait in vain: did anything move since the last time it was asked? Then the step has its time again.
-    fn moved(&mut self, passed: u64) -> bool {
+    pub(super) fn moved(&mut self, passed: u64) -> bool {
         let moved = passed != self.moved;
         (self.moved, self.since) = (passed, Some(Instant::now()));
         moved
@@ -118,7 +118,13 @@ impl Relay<'_> {
         let gathered = self.request.body <= GATHERED;
         let length = usize::try_from(self.request.body).unwrap_or(usize::MAX);
         if gathered && length > 0 {
-            if let Err(error) = self.client.gather(length, self.ctx.silence(&timeouts, self.ctx.state.config.proxy.body_timeout)).await {
+            let gathering = self.client.gather(length, self.ctx.silence(&timeouts, self.ctx.state.config.proxy.body_timeout));
+            let left = timeouts.request.map(|whole| whole.saturating_sub(self.ctx.began.elapsed()));
+            let gathered = match left {
+                Some(left) => timeout(left, gathering).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+                None => gathering.await,
+            };
+            if let Err(error) = gathered {
                 return self.client_failed(Failed::Client(error));
             }
             self.bytes_in = self.request.body;
@@ -146,6 +152,9 @@ impl Relay<'_> {
             match asked {
                 Ok(head) => match self.ctx.head_arrived(self.ledger, head.status, sending) {
                     Retry::Elsewhere => {}
+                    Retry::GiveUp if head.status == StatusCode::SWITCHING_PROTOCOLS => {
+                        return Box::pin(self.tunnel(attempt, &head)).await;
+                    }
                     Retry::GiveUp => return self.answer(attempt, head).await,
                 },
                 Err(failed) => {
@@ -216,6 +225,9 @@ impl Relay<'_> {
                 wire::line(&mut out, name.as_str().as_bytes(), value.as_bytes());
             }
         }
+        if self.request.upgrade {
+            out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
+        }
         out.extend_from_slice(b"\r\n");
         out
     }
@@ -231,6 +243,7 @@ impl Relay<'_> {
         loop {
             let Some(wait) = step.left(self.ctx.began, timeouts.request) else { return Err(Failed::Late) };
             match timeout(wait, self.head_or_sent(attempt, sending)).await {
+                Ok(Ok(Some(head))) if self.request.upgrade && head.status == StatusCode::SWITCHING_PROTOCOLS => return Ok(head),
                 Ok(Ok(Some(head))) if head.status.is_informational() => self.pass_on(&head, timeouts.idle).await?,
                 Ok(Ok(Some(head))) => return Ok(head),
                 Ok(Ok(None)) => (sending, step) = (false, Clock::start(timeouts.response)),
@@ -290,7 +303,8 @@ impl Relay<'_> {
             StatusCode::CONTINUE => Ok(()),
             status => {
                 let mut out = status_line(status);
-                head.fields.write(&mut out, |_| true);
+                // Such a head has no body; what says otherwise is not passed on (RFC 9110, 8.6; RFC 9112, 6.1).
+                head.fields.write(&mut out, |name| *name != header::CONTENT_LENGTH && *name != header::TRANSFER_ENCODING);
                 out.extend_from_slice(b"\r\n");
                 self.client.send(&out, limit).await.map_err(Failed::Client)
             }
@@ -379,15 +393,27 @@ impl Relay<'_> {
             step.limit = if waiting { timeouts.idle } else { stalled };
             let Some(wait) = step.left(self.ctx.began, timeouts.request) else { return Err(Failed::Late) };
             let both = poll_fn(|cx| {
-                if !attempt.up.is_over() {
-                    // Failing or not: the answer decides, and it says the connection ends.
-                    _ = attempt.up.poll(cx, &mut self.client.tcp, &mut attempt.tcp);
+                let up = match attempt.up.is_over() {
+                    true => Poll::Pending,
+                    false => attempt.up.poll(cx, &mut self.client.tcp, &mut attempt.tcp),
+                };
+                if let Poll::Ready(result) = down.poll(cx, &mut attempt.tcp, &mut self.client.tcp) {
+                    return Poll::Ready(result.map_err(|fault| match fault {
+                        Fault::Source(error) => Failed::Upstream(error, 0),
+                        Fault::Sink(error) => Failed::Client(error),
+                        Fault::Malformed(malformed) => Failed::Malformed(malformed),
+                    }));
                 }
-                down.poll(cx, &mut attempt.tcp, &mut self.client.tcp).map_err(|fault| match fault {
-                    Fault::Source(error) => Failed::Upstream(error, 0),
-                    Fault::Sink(error) => Failed::Client(error),
-                    Fault::Malformed(malformed) => Failed::Malformed(malformed),
-                })
+                // An upstream that takes no more may still answer; a client that is gone needs no answer, and one that broke off
+                // will get none that ends.
+                match up {
+                    Poll::Ready(Err(Fault::Source(error))) => Poll::Ready(Err(Failed::Client(error))),
+                    // One that shut its writing side down takes the answer as long as it comes.
+                    _ if attempt.up.is_over() && !self.client.half_closed => {
+                        self.client.poll_gone(cx).map(|error| Err(Failed::Client(error)))
+                    }
+                    _ => Poll::Pending,
+                }
             });
             match timeout(wait, both).await {
                 Ok(result) => return result,
@@ -455,7 +481,7 @@ fn bad_gateway(ctx: &mut Exchange, why: &str) -> Answer {
     Answer::BadGateway
 }
 
-fn words(failed: &Failed) -> String {
+pub(super) fn words(failed: &Failed) -> String {
     match failed {
         Failed::Client(error) => format!("client: {error}"),
         Failed::Upstream(error, _) => format!("upstream: {error}"),

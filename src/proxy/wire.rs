@@ -13,6 +13,8 @@ use super::HeadSize;
 
 /// Header fields that are read at all; more are left to pingora, which answers for them.
 const MOST_FIELDS: usize = 128;
+/// Header fields of an answer; as many as pingora takes, since nobody else can read this one.
+const MOST_ANSWER_FIELDS: usize = 256;
 /// What opens an HTTP/2 connection (RFC 9113, 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -110,7 +112,8 @@ pub fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
 #[error("{0}")]
 pub struct Malformed(pub &'static str);
 
-/// A request that the lean path can serve: HTTP/1.1, origin form, one host, a body of known length or none, nothing to upgrade.
+/// A request that the lean path can serve: HTTP/1.1, origin form, one host, a body of known length or none, nothing to
+/// upgrade to but WebSocket.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub method: Method,
@@ -121,6 +124,8 @@ pub struct Request {
     pub body: u64,
     /// The client asked for the connection to end with this request.
     pub close: bool,
+    /// It asks to switch to WebSocket (RFC 6455, 4.1).
+    pub upgrade: bool,
     /// As the limits on heads count it.
     pub size: HeadSize,
 }
@@ -169,12 +174,12 @@ pub fn request(buffer: &mut BytesMut) -> Arrived {
     let Some(fields) = fields(base, head.headers) else { return Arrived::Other };
     // A look ahead, so that what is not plain stays in the buffer whole.
     let fields = Fields { raw: Bytes::copy_from_slice(&buffer[..length]), fields };
-    let Some((body, close)) = plain_framing(&method, &fields) else { return Arrived::Other };
+    let Some(Shape { body, close, upgrade }) = plain_shape(&method, &fields) else { return Arrived::Other };
     // The request line's other words and the last line end are no part of it.
     let bytes = length.saturating_sub(method.as_str().len() + " HTTP/1.1\r\n\r\n ".len());
     let size = HeadSize { target: target.len(), fields: fields.fields.len(), bytes };
     buffer.advance(length);
-    Arrived::Plain(Box::new(Request { method, target: fields.raw.slice(target), fields, body, close, size }))
+    Arrived::Plain(Box::new(Request { method, target: fields.raw.slice(target), fields, body, close, upgrade, size }))
 }
 
 /// Where `part`, which is a piece of the buffer at `base`, stands in it.
@@ -188,9 +193,18 @@ fn is_origin_form(target: &str) -> bool {
     target.starts_with('/') && target.bytes().all(|byte| matches!(byte, b'!'..=b'~') && !matches!(byte, b'#' | b'"' | b'<' | b'>'))
 }
 
-/// Length of the body and whether the connection ends, where nothing of the framing or the connection is special.
-fn plain_framing(method: &Method, fields: &Fields) -> Option<(u64, bool)> {
+/// What the fields of a plain request say of its body and of the connection.
+struct Shape {
+    body: u64,
+    close: bool,
+    upgrade: bool,
+}
+
+/// The shape, where nothing of the framing or the connection is special.
+fn plain_shape(method: &Method, fields: &Fields) -> Option<Shape> {
     let (mut hosts, mut body, mut close) = (0, None, false);
+    // The field that names the protocol, and the word that announces it.
+    let (mut upgrades, mut announced) = (0, false);
     for Field { name, value, .. } in &fields.fields {
         if *name == header::HOST {
             hosts += 1;
@@ -203,14 +217,25 @@ fn plain_framing(method: &Method, fields: &Fields) -> Option<(u64, bool)> {
                 match token {
                     token if token.eq_ignore_ascii_case(b"close") => close = true,
                     token if token.eq_ignore_ascii_case(b"keep-alive") => {}
+                    token if token.eq_ignore_ascii_case(b"upgrade") => announced = true,
                     _ => return None,
                 }
             }
-        } else if [header::TRANSFER_ENCODING, header::UPGRADE, header::EXPECT, header::TRAILER, header::TE].iter().any(|it| it == name) {
+        } else if *name == header::UPGRADE {
+            if !fields.raw[value.clone()].eq_ignore_ascii_case(b"websocket") {
+                return None;
+            }
+            upgrades += 1;
+        } else if [header::TRANSFER_ENCODING, header::EXPECT, header::TRAILER, header::TE].iter().any(|it| it == name) {
             return None;
         }
     }
-    (hosts == 1 && *method != Method::CONNECT).then_some((body.unwrap_or(0), close))
+    let upgrade = match (upgrades, announced) {
+        (0, false) => false,
+        (1, true) if *method == Method::GET && body.unwrap_or(0) == 0 && !close => true,
+        _ => return None,
+    };
+    (hosts == 1 && *method != Method::CONNECT).then_some(Shape { body: body.unwrap_or(0), close, upgrade })
 }
 
 /// Digits and nothing else (RFC 9110, 8.6); `None` also where they do not fit.
@@ -242,7 +267,7 @@ pub enum Framing {
 /// # Errors
 /// Bytes that are no head of HTTP/1.
 pub fn response(buffer: &mut BytesMut) -> Result<Option<Response>, Malformed> {
-    let mut headers = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+    let mut headers = [const { MaybeUninit::uninit() }; MOST_ANSWER_FIELDS];
     let mut head = httparse::Response::new(&mut []);
     let length = match ParserConfig::default().parse_response_with_uninit_headers(&mut head, buffer, &mut headers) {
         Ok(Status::Complete(length)) => length,
@@ -332,7 +357,16 @@ mod tests {
             ("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", "other"),
             ("GET /\u{e4} HTTP/1.1\r\nHost: a\r\n\r\n", "other"),
             ("GET /#a HTTP/1.1\r\nHost: a\r\n\r\n", "other"),
-            ("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", "other"),
+            ("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", "plain"),
+            ("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\n\r\n", "plain"),
+            ("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n", "other"),
+            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\n\r\n", "other"),
+            ("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n", "other"),
+            ("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket, h2c\r\nConnection: upgrade\r\n\r\n", "other"),
+            ("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", "other"),
+            ("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade, close\r\n\r\n", "other"),
+            ("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 1\r\n\r\n", "other"),
+            ("POST / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", "other"),
             ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", "other"),
             ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", "other"),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n", "other"),

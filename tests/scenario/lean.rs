@@ -320,3 +320,136 @@ async fn a_slow_body_is_cut_and_said_so() {
     assert!(got.starts_with("HTTP/1.1 408 "), "{got}");
     assert_eq!(upstream.seen(), 0, "a small body is read before the upstream is asked");
 }
+
+/// An upstream that hands each connection to the test once it carried a request's head.
+async fn by_hand() -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<TcpStream>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                sender.send(stream).ok();
+            });
+        }
+    });
+    (address, receiver)
+}
+
+/// True if the other side ends the connection, one way or the other, long before any timeout would.
+async fn ends(stream: &mut TcpStream) -> bool {
+    let mut rest = Vec::new();
+    tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await.is_ok()
+}
+
+fn reset(stream: TcpStream) {
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+#[tokio::test]
+async fn an_upstream_between_two_events_is_told_that_the_client_was_cut_off() {
+    let (address, mut seen) = by_hand().await;
+    let edge = Edge::with(&labelled(address)).await;
+    let mut client = TcpStream::connect(edge.http).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n").await.unwrap();
+    let mut upstream = seen.recv().await.unwrap();
+    upstream.write_all(b"HTTP/1.1 200 OK\r\n\r\ndata: 1\n\n").await.unwrap();
+    client.read_exact(&mut [0; 40]).await.unwrap();
+    reset(client);
+    assert!(ends(&mut upstream).await);
+}
+
+#[tokio::test]
+async fn an_upload_that_breaks_off_under_its_answer_ends_for_the_upstream() {
+    let (address, mut seen) = by_hand().await;
+    let edge = Edge::with(&labelled(address)).await;
+    let mut client = TcpStream::connect(edge.http).await.unwrap();
+    client.write_all(b"POST / HTTP/1.1\r\nHost: web.test\r\nContent-Length: 100000\r\n\r\nabc").await.unwrap();
+    let mut upstream = seen.recv().await.unwrap();
+    upstream.write_all(b"HTTP/1.1 200 OK\r\n\r\nso far 3").await.unwrap();
+    client.read_exact(&mut [0; 40]).await.unwrap();
+    drop(client);
+    assert!(ends(&mut upstream).await);
+    let error = edge.log_lines(1).await.remove(0)["error"].as_str().unwrap().to_owned();
+    assert!(error.starts_with("client: "), "{error}");
+}
+
+#[tokio::test]
+async fn an_early_answer_to_an_upload_arrives_whole() {
+    const LENGTH: usize = 500_000;
+    let (address, mut seen) = by_hand().await;
+    let edge = Edge::with(&labelled(address)).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    // So that most of the answer still waits at the edge's side when the edge is done with it.
+    socket.set_recv_buffer_size(32 * 1024).unwrap();
+    let mut client = socket.connect(edge.http).await.unwrap();
+    client.write_all(b"POST / HTTP/1.1\r\nHost: web.test\r\nContent-Length: 90000000\r\n\r\n").await.unwrap();
+    client.write_all(&vec![b'y'; 1 << 20]).await.unwrap();
+    let mut upstream = seen.recv().await.unwrap();
+    // What it has not read makes a reset of its end, so it reads a while.
+    tokio::spawn(async move {
+        upstream.write_all(format!("HTTP/1.1 413 Payload Too Large\r\nContent-Length: {LENGTH}\r\n\r\n").as_bytes()).await.unwrap();
+        upstream.write_all(&vec![b'x'; LENGTH]).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    });
+    // The client is slow to see that it need not send on.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).await.expect("no reset before the answer is read");
+    assert!(got.starts_with(b"HTTP/1.1 413 "));
+    let head = got.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+    assert_eq!(got.len() - head, LENGTH);
+}
+
+#[tokio::test]
+async fn a_client_that_reads_no_more_is_not_its_upstreams_fault() {
+    let upstream = Upstream::start("web").await;
+    let address = upstream.address.to_string();
+    let labels = [("skep.host", "web.test"), ("skep.address", &*address), ("skep.timeout-idle", "300ms")];
+    let edge = Edge::with(&stack(&labels)).await;
+    let mut client = TcpStream::connect(edge.http).await.unwrap();
+    client.write_all(b"GET /bytes/60000000 HTTP/1.1\r\nHost: web.test\r\n\r\n").await.unwrap();
+    let line = edge.log_lines(1).await.remove(0);
+    assert_eq!((line["status"].as_u64(), line["error"].as_str()), (Some(200), Some("client: timed out")));
+    let metrics = get_path(edge.admin, "localhost", "/metrics").await.body;
+    let failures: Vec<_> = metrics.lines().filter(|line| line.starts_with("skep_upstream_failures_total{")).collect();
+    assert!(failures.len() == 1 && failures[0].ends_with(" 0"), "{failures:?}");
+}
+
+#[tokio::test]
+async fn a_trickling_body_is_cut_by_the_limit_for_the_whole_request() {
+    let upstream = Upstream::start("web").await;
+    let address = upstream.address.to_string();
+    let labels = [("skep.host", "web.test"), ("skep.address", &*address), ("skep.timeout-request", "600ms")];
+    let edge = Edge::with(&stack(&labels)).await;
+    let mut client = TcpStream::connect(edge.http).await.unwrap();
+    client.write_all(b"POST /count HTTP/1.1\r\nHost: web.test\r\nContent-Length: 1000\r\n\r\n").await.unwrap();
+    let (mut reading, mut writing) = client.split();
+    let trickle = async {
+        while writing.write_all(b"a").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let mut head = [0; 20];
+    tokio::select! {
+        result = tokio::time::timeout(Duration::from_secs(10), reading.read_exact(&mut head)) => drop(result.expect("in time").unwrap()),
+        () = trickle => panic!("no answer"),
+    }
+    assert!(head.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&head));
+    assert_eq!(upstream.seen(), 0);
+}
+
+#[tokio::test]
+async fn an_answer_may_have_many_fields() {
+    let fields: String = (0..200).map(|number| format!("X-{number}: {number}\r\n")).collect();
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n{fields}\r\nok");
+    let (address, _seen) = scripted(answer.leak().as_bytes()).await;
+    let edge = Edge::with(&labelled(address)).await;
+    let got = raw(edge.http, b"GET / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n").await;
+    assert!(got.starts_with("HTTP/1.1 200 OK\r\n") && got.contains("\r\nX-199: 199\r\n"), "{got}");
+}
