@@ -12,7 +12,7 @@ use super::chunks::Chunks;
 use super::wire::{Framing, Malformed};
 
 /// The most that is read at once; what the other side does not take of it waits in the pump.
-const PIECE: usize = 64 * 1024;
+const PIECE: usize = 128 * 1024;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; PIECE]);
