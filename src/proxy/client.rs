@@ -44,6 +44,13 @@ impl Client {
         Client { tcp, buffer: BytesMut::new(), half_closed: false, looks: None, patience: Duration::MAX, about }
     }
 
+    /// With bytes that were read before those that it has.
+    pub(super) fn with_before(mut self, mut bytes: BytesMut) -> Client {
+        bytes.extend_from_slice(&self.buffer);
+        self.buffer = bytes;
+        self
+    }
+
     /// Reads once; the count is 0 at the end of what the client sends.
     pub(super) async fn fill(&mut self) -> io::Result<usize> {
         poll_fn(|cx| self.poll_fill(cx)).await

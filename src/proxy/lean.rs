@@ -108,9 +108,11 @@ impl Lean {
                 Arrived::Plain(request) => match Box::pin(self.plain(&mut client, &request)).await {
                     Way::Here(after) => after,
                     Way::Pingora => {
+                        // Pingora would drop what was sent ahead: it gets this request alone.
+                        let ahead = client.buffer.split_off(client.buffer.len().min(usize::try_from(request.body).unwrap_or(usize::MAX)));
                         client.buffer = request.give_back(&client.buffer);
                         match Box::pin(self.by_pingora(client)).await {
-                            Some(back) => client = back,
+                            Some(back) => client = back.with_before(ahead),
                             None => return,
                         }
                         After::Next

@@ -198,6 +198,19 @@ async fn requests_that_arrive_together_are_answered_in_their_order() {
     }
 }
 
+/// A route that compresses is pingora's, request by request; what was sent ahead waits for its turn.
+#[tokio::test]
+async fn requests_that_arrive_together_on_a_route_of_pingora_are_all_answered() {
+    let upstream = Upstream::start("web").await;
+    let address = upstream.address.to_string();
+    let edge = Edge::with(&stack(&[("skep.host", "web.test"), ("skep.address", &address), ("skep.compress", "on")])).await;
+    let sent: String = (0..5)
+        .map(|number| format!("POST /count HTTP/1.1\r\nHost: web.test\r\nContent-Length: {number}\r\n\r\n{}", "x".repeat(number)))
+        .collect();
+    let got = raw_keep(&mut TcpStream::connect(edge.http).await.unwrap(), &sent, 5).await;
+    assert_eq!(got, ["0", "1", "2", "3", "4"]);
+}
+
 /// Sends text and reads `count` answers with their lengths.
 async fn raw_keep(stream: &mut TcpStream, text: &str, count: usize) -> Vec<String> {
     stream.write_all(text.as_bytes()).await.unwrap();
