@@ -316,7 +316,8 @@ impl Lean {
     /// Does the connection end with this request?
     fn closing(&self, client: &Client, request: &Request, ctx: &Exchange) -> bool {
         let most = ctx.state.config.proxy.max_requests_per_connection;
-        request.close || *self.stopping.borrow() || most.is_some_and(|most| client.about.phase.served() + 1 >= most)
+        // Where an upgrade was refused, nobody can tell what was sent ahead for the other protocol from a next request.
+        request.close || request.upgrade || *self.stopping.borrow() || most.is_some_and(|most| client.about.phase.served() + 1 >= most)
     }
 
     /// The whole connection by pingora.
