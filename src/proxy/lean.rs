@@ -139,6 +139,8 @@ impl Lean {
             (config.keep_alive, config.header_timeout, config.max_header_bytes)
         };
         if client.buffer.is_empty() {
+            // Also of memory: a connection that waits holds none.
+            client.buffer = BytesMut::new();
             tokio::select! {
                 biased;
                 read = self.first_bytes(client, first, header_timeout, keep_alive) => read?,

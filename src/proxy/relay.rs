@@ -31,6 +31,8 @@ use crate::upstream::{Failure, Ledger};
 /// Bodies up to this length are read before the upstream is chosen: a slow client then holds no upstream, and the request can be
 /// sent to another one.
 const GATHERED: u64 = 64 * 1024;
+/// Heads that may come before the answer's own: each has its time anew, so there must be an end to them.
+const MOST_INTERIM: u32 = 32;
 /// Longest head of an answer.
 const LONGEST_HEAD: usize = 256 * 1024;
 
@@ -127,10 +129,10 @@ impl Relay<'_> {
             if let Err(error) = gathered {
                 return self.client_failed(Failed::Client(error));
             }
-            self.bytes_in = self.request.body;
         }
         // At its start for each attempt; what follows it is the next request.
         let body = self.client.buffer.split_to(length.min(self.client.buffer.len())).freeze();
+        self.bytes_in = body.len() as u64;
         loop {
             let mut attempt = match self.connect().await {
                 Ok(attempt) => attempt,
@@ -146,6 +148,7 @@ impl Relay<'_> {
                 Err(malformed) => return Ended::Refused(bad_gateway(self.ctx, &malformed.to_string())),
             };
             let asked = self.ask(&mut attempt).await;
+            self.bytes_in = self.bytes_in.max(attempt.up.passed);
             // What was read of the body is still here, unless more of it went through.
             let sending =
                 Sending { method: &self.request.method, sent: attempt.up.begun, repeatable: attempt.up.passed <= body.len() as u64 };
@@ -238,13 +241,20 @@ impl Relay<'_> {
         let timeouts = *timeouts;
         // What was gathered leaves in one go; a longer body has its own pauses first.
         let mut sending = self.request.body > GATHERED;
+        let mut interim = 0;
         let mut step =
             Clock::start(if sending { self.ctx.silence(&timeouts, self.ctx.state.config.proxy.body_timeout) } else { timeouts.response });
         loop {
             let Some(wait) = step.left(self.ctx.began, timeouts.request) else { return Err(Failed::Late) };
             match timeout(wait, self.head_or_sent(attempt, sending)).await {
                 Ok(Ok(Some(head))) if self.request.upgrade && head.status == StatusCode::SWITCHING_PROTOCOLS => return Ok(head),
-                Ok(Ok(Some(head))) if head.status.is_informational() => self.pass_on(&head, timeouts.idle).await?,
+                Ok(Ok(Some(head))) if head.status.is_informational() && interim < MOST_INTERIM => {
+                    interim += 1;
+                    self.pass_on(&head, timeouts.idle).await?;
+                }
+                Ok(Ok(Some(head))) if head.status.is_informational() => {
+                    return Err(Failed::Malformed(Malformed("the answer does not come to its point")));
+                }
                 Ok(Ok(Some(head))) => return Ok(head),
                 Ok(Ok(None)) => (sending, step) = (false, Clock::start(timeouts.response)),
                 Ok(Err(failed)) => return Err(failed),

@@ -159,6 +159,29 @@ async fn an_answer_that_could_hide_another_is_refused() {
     }
 }
 
+#[tokio::test]
+async fn an_upstream_that_only_announces_its_answer_is_given_up() {
+    let announcements = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(40);
+    let (address, _seen) = scripted(announcements.leak().as_bytes()).await;
+    let edge = Edge::with(&labelled(address)).await;
+    let got = raw(edge.http, b"GET / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(got.matches("HTTP/1.1 103 ").count(), 32);
+    assert_eq!(got.matches("HTTP/1.1 502 ").count(), 1, "{got}");
+}
+
+/// What an upload that failed had sent is told, and what follows it is not taken for a request.
+#[tokio::test]
+async fn an_upload_to_nobody_ends_its_connection() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let edge = Edge::with(&labelled(nobody)).await;
+    let mut sent = b"POST / HTTP/1.1\r\nHost: web.test\r\nContent-Length: 70000\r\n\r\n".to_vec();
+    sent.extend_from_slice(&[b'x'; 70_000]);
+    sent.extend_from_slice(b"GET /second HTTP/1.1\r\nHost: web.test\r\n\r\n");
+    let got = raw(edge.http, &sent).await;
+    assert!(got.starts_with("HTTP/1.1 502 ") && got.contains("\r\nConnection: close\r\n"), "{got}");
+    assert_eq!(got.matches("HTTP/1.1 ").count(), 1, "{got}");
+}
+
 /// Half an answer must never pass for a whole one: the connection ends as by a reset.
 #[tokio::test]
 async fn a_broken_answer_breaks_the_connection() {
