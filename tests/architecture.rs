@@ -20,10 +20,11 @@ const RANKS: [(u8, &[&str]); 7] = [
 const ASSEMBLERS: [&str; 4] = ["main", "cli", "server", "lib"];
 
 /// Children that are pure although they are children: grammars, formats, parts of a decision.
-const PURE_CHILDREN: [&str; 6] = ["label", "config", "route", "upstream", "traffic", "state"];
+const PURE_CHILDREN: [&str; 7] = ["label", "config", "route", "upstream", "traffic", "state", "certificate"];
 
-/// Children of pure parents that act all the same, each for a reason: checks ask tasks over the network.
-const ACTING_CHILDREN: [(&str, &str); 1] = [("upstream", "probe")];
+/// Children of pure parents that act all the same, each for a reason: checks ask tasks over the network, certificates are asked of
+/// authorities, DNS servers and the file system.
+const ACTING_CHILDREN: &[(&str, &str)] = &[("upstream", "probe")];
 
 /// Neighbours of one rank that may see each other: the configuration writes durations and meanings as labels do, and a
 /// snapshot carries the findings about the stack files that it was read from.
@@ -137,7 +138,8 @@ fn imports_go_down_only() {
             let down = rank(&module) < own;
             let into_a_child =
                 child.as_deref().is_some_and(|child| children.get(module.as_str()).is_some_and(|list| list.contains(&child)));
-            let pure_child = PURE_CHILDREN.contains(&module.as_str());
+            let acts = ACTING_CHILDREN.contains(&(module.as_str(), child.as_deref().unwrap_or_default()));
+            let pure_child = PURE_CHILDREN.contains(&module.as_str()) && !acts;
             if !down || (into_a_child && !pure_child) {
                 wrong.push(format!("{}: crate::{module}{}", source.path.display(), child.map(|c| format!("::{c}")).unwrap_or_default()));
             }

@@ -1,0 +1,65 @@
+//! A certificate with its key as the store keeps it, and what can be read off it.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::Source;
+
+/// Text that never shows: not in logs, errors or debug output; wiped from memory when dropped.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    pub fn new(text: String) -> Secret {
+        Secret(Zeroizing::new(text))
+    }
+
+    /// The text itself: only for whoever signs or stores with it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Secret(..)")
+    }
+}
+
+/// When an authority wants a certificate renewed (RFC 9773, 4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    pub start: Timestamp,
+    pub end: Timestamp,
+    /// When it may be asked for again.
+    pub ask_again: Timestamp,
+}
+
+/// One certificate, with its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Names the record in the store, `[0-9a-f]{16}`: never used twice.
+    pub id: String,
+    /// The service for which it was obtained.
+    pub service: String,
+    pub source: Source,
+    /// Which of the configured issuers gave it.
+    pub issuer: Option<String>,
+    /// Sorted, as in [`super::wanted::Wish::names`].
+    pub names: Vec<String>,
+    /// PEM, leaf first.
+    pub chain: String,
+    /// PEM, PKCS#8.
+    pub key: Secret,
+    pub not_before: Timestamp,
+    pub not_after: Timestamp,
+    #[serde(default)]
+    pub window: Option<Window>,
+    /// Since when no label wants it.
+    #[serde(default)]
+    pub unwanted_since: Option<Timestamp>,
+}
