@@ -2,8 +2,10 @@
 //! The pure part decides; the children named by a technology ask certificate authorities, DNS servers and the file system.
 
 pub mod challenge;
+pub mod keyring;
 pub mod label;
 pub mod record;
+pub mod tls;
 pub mod wanted;
 
 pub use label::{KEYS, Mode, Source, Tls, parse};

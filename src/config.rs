@@ -20,7 +20,7 @@ pub use self::settings::{SETTINGS, Setting};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub http: Listener,
-    pub https: Listener,
+    pub https: Https,
     pub admin: Admin,
     pub docker: Docker,
     pub proxy: Proxy,
@@ -38,6 +38,36 @@ pub struct Config {
 pub struct Listener {
     pub listen: Vec<SocketAddr>,
     pub proxy_protocol: ProxyProtocol,
+}
+
+/// Addresses to listen on for HTTPS, and what is agreed on there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Https {
+    pub listen: Vec<SocketAddr>,
+    pub proxy_protocol: ProxyProtocol,
+    pub profile: Profile,
+    /// From the accept to the end of the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// Handshakes at one time; more wait.
+    pub max_handshakes: usize,
+    /// Where clients reach the HTTPS listeners from outside; `None`: at the port of the first one.
+    pub public_port: Option<u16>,
+}
+
+impl Https {
+    /// The port that redirects to HTTPS name.
+    pub fn port(&self) -> u16 {
+        self.public_port.or(self.listen.first().map(SocketAddr::port)).unwrap_or(443)
+    }
+}
+
+/// Which TLS versions are spoken, by the names of Mozilla's recommendations (wiki.mozilla.org/Security/Server_Side_TLS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// TLS 1.3 only.
+    Modern,
+    /// TLS 1.2 (with forward secrecy and authenticated encryption only) and 1.3.
+    Intermediate,
 }
 
 /// Does a connection begin with a PROXY header (HAProxy's proxy-protocol.txt, versions 1 and 2) that names the client?
@@ -201,6 +231,11 @@ pub struct Upgrade {
 }
 
 impl Config {
+    /// All addresses at which clients are served.
+    pub fn listen(&self) -> Vec<SocketAddr> {
+        [&self.http.listen[..], &self.https.listen].concat()
+    }
+
     /// The socket for upgrades; `None` when it is off, or would lie in a state directory that there is not.
     pub fn upgrade_socket(&self) -> Option<PathBuf> {
         let socket = self.upgrade.socket.as_ref()?;
@@ -215,7 +250,14 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             http: Listener::on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 80))),
-            https: Listener::on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 443))),
+            https: Https {
+                listen: vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, 443))],
+                proxy_protocol: ProxyProtocol::Off,
+                profile: Profile::Intermediate,
+                handshake_timeout: Duration::from_secs(10),
+                max_handshakes: 256,
+                public_port: None,
+            },
             admin: Admin { listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9180))) },
             docker: Docker {
                 enabled: true,
@@ -362,14 +404,14 @@ fn contradictions(config: &Config) -> Vec<Diagnostic> {
                 .help("poll faster while services move than at rest"),
         );
     }
-    if config.http.proxy_protocol != ProxyProtocol::Off && config.proxy.trusted_proxies.is_empty() {
-        findings.push(
-            Diagnostic::error(
-                "proxy-protocol-of-nobody",
-                "http.proxy-protocol is on, but proxy.trusted-proxies names nobody who may use it",
-            )
-            .help("list the addresses of the load balancer in front, e.g. trusted-proxies = [\"10.0.0.0/8\"]"),
-        );
+    for (section, wanted) in [("http", config.http.proxy_protocol), ("https", config.https.proxy_protocol)] {
+        if wanted != ProxyProtocol::Off && config.proxy.trusted_proxies.is_empty() {
+            let message = format!("{section}.proxy-protocol is on, but proxy.trusted-proxies names nobody who may use it");
+            findings.push(
+                Diagnostic::error("proxy-protocol-of-nobody", message)
+                    .help("list the addresses of the load balancer in front, e.g. trusted-proxies = [\"10.0.0.0/8\"]"),
+            );
+        }
     }
     let all: Vec<&SocketAddr> = config.http.listen.iter().chain(&config.https.listen).chain(&config.admin.listen).collect();
     for (index, address) in all.iter().enumerate() {
@@ -399,7 +441,9 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let mut note = |differs: bool, name| names.extend(differs.then_some(name));
     note(old.http.listen != new.http.listen, "http.listen");
     note(old.http.proxy_protocol != new.http.proxy_protocol, "http.proxy-protocol");
-    note(old.https != new.https, "https.listen");
+    note(old.https.listen != new.https.listen, "https.listen");
+    note(old.https.proxy_protocol != new.https.proxy_protocol, "https.proxy-protocol");
+    note(old.https.max_handshakes != new.https.max_handshakes, "https.max-handshakes");
     note(old.admin != new.admin, "admin.listen");
     note(old.docker != new.docker, "docker");
     note(old.access_log != new.access_log, "access-log");

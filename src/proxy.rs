@@ -13,6 +13,7 @@ mod exchange;
 mod fetch;
 pub mod forwarded;
 mod frames;
+pub mod handshake;
 mod head;
 mod idle;
 pub mod lean;
@@ -27,6 +28,8 @@ mod pump;
 mod rate;
 mod relay;
 mod reply;
+mod secure;
+pub mod socket;
 pub mod stream;
 mod trace;
 mod transform;
@@ -41,6 +44,7 @@ use http::{Method, StatusCode, Version};
 use jiff::Timestamp;
 
 use crate::auth::{self, Verdict};
+use crate::certificate::Mode;
 use crate::config;
 use crate::route::Head;
 use crate::state::{Action, Route, State};
@@ -50,6 +54,7 @@ use crate::upstream::{Balance, Pool};
 
 use self::answer::Answer;
 use self::forwarded::Origin;
+use self::handshake::Handshake;
 
 /// Who wants to know of finished requests: the access log and the metrics.
 pub trait Observer: Send + Sync {
@@ -67,7 +72,7 @@ pub enum Routed {
 
 /// The way of one request from its head to a route or an answer. Order matters: access is decided before anything
 /// of the route shows, redirects come before the upstream is chosen.
-pub fn route(state: &State, head: &Head<'_>, origin: &Origin, now: Timestamp) -> Routed {
+pub fn route(state: &State, head: &Head<'_>, origin: &Origin, handshake: Option<&Handshake>, now: Timestamp) -> Routed {
     let Some(route) = state.table.find(head) else {
         return Routed::Answer(None, Answer::NotFound);
     };
@@ -77,11 +82,17 @@ pub fn route(state: &State, head: &Head<'_>, origin: &Origin, now: Timestamp) ->
         Verdict::Forbidden => return answer(Answer::Forbidden),
         Verdict::Closed(_) => return answer(Answer::Closed),
     }
+    if let Some(other) = secure::answer(&state.config, route, head, origin, handshake, permanent(head.method)) {
+        return answer(other);
+    }
     if let Some(maintenance) = route.traffic.maintenance.as_ref().filter(|maintenance| maintenance.applies(now, head.client)) {
         return answer(Answer::Maintenance(seconds_left(maintenance, now)));
     }
     if let Action::RedirectHost(host) = &route.action {
-        return answer(Answer::Redirect(permanent(head.method), url(origin, host, head.path, head.query)));
+        let https = matches!(route.tls.mode, Some(Mode::Redirect | Mode::Only | Mode::Passthrough)) && !origin.secure;
+        let to =
+            if https { secure::https_url(&state.config, host, head.path, head.query) } else { url(origin, host, head.path, head.query) };
+        return answer(Answer::Redirect(permanent(head.method), to));
     }
     if let Some(redirect) = &route.traffic.redirect
         && let Some(to) = route.traffic.redirect(&url(origin, head.host, head.path, head.query))

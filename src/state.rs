@@ -6,6 +6,7 @@ mod claim;
 mod explain;
 mod listing;
 mod redirect;
+mod secured;
 mod share;
 
 use std::collections::{BTreeMap, HashSet};
@@ -16,6 +17,7 @@ use jiff::Timestamp;
 
 use crate::auth::{self, Access};
 use crate::backup;
+use crate::certificate::wanted::Wish;
 use crate::certificate::{self, Tls};
 use crate::config::Config;
 use crate::diagnostic::{Diagnostic, Place};
@@ -30,6 +32,7 @@ pub use aside::{Aside, Pages};
 use claim::Claim;
 pub use explain::{Considered, Explanation};
 pub use listing::{ActionView, Ailment, ShareView, TaskView, View};
+pub use secured::Authorities;
 
 /// What the table yields for a request.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +70,10 @@ pub struct State {
     /// All routes by id and what they match, for people and for comparison.
     pub routes: BTreeMap<String, Listing>,
     pub diagnostics: Vec<Diagnostic>,
+    /// Names that want certificates.
+    pub wishes: Vec<Wish>,
+    /// Hosts that ask their clients for certificates.
+    pub authorities: Authorities,
     pub config: Arc<Config>,
     pub snapshot: Arc<Snapshot>,
 }
@@ -96,13 +103,21 @@ impl State {
         services.into_iter().for_each(|service| claims.extend(reader.read(service, &mut findings)));
         name_apart(&mut claims);
         aside::resolve(&mut claims, &config, &snapshot, &mut findings);
+        secured::settle(&mut claims, &config, &mut findings);
+        let authorities = secured::authorities(&mut claims, &mut findings);
         let rows = rows(claims, &mut findings);
         let (entries, rows): (Vec<_>, Vec<_>) = rows.into_iter().map(Row::split).unzip();
         let (table, conflicts) = Table::build(entries);
         contested(&rows, &conflicts, &mut findings);
+        let wishes = secured::wishes(kept(&rows, &conflicts), &config);
         let routes = list(rows, &conflicts);
         tidy(&mut findings);
-        State { table, routes, diagnostics: findings, config, snapshot }
+        State { table, routes, diagnostics: findings, wishes, authorities, config, snapshot }
+    }
+
+    /// By which authority's word clients of `name` may prove who they are: the label's value.
+    pub fn client_authority(&self, name: &str) -> Option<&Arc<str>> {
+        self.authorities.find(name)
     }
 
     /// The pools of all routes: what the ledger is pruned by.
@@ -182,6 +197,13 @@ fn rows(mut claims: Vec<Claim<'_>>, findings: &mut Vec<Diagnostic>) -> Vec<Row> 
         rows.extend(matching.alternatives.into_iter().map(|matcher| Row::new(service, matcher, &route, label.clone())));
     }
     rows
+}
+
+/// Each row with the hosts that it kept.
+fn kept<'a>(rows: &'a [Told], conflicts: &'a [Conflict]) -> impl Iterator<Item = (&'a Told, &'a HostPattern)> {
+    let lost: HashSet<_> = conflicts.iter().map(|conflict| (conflict.refused, &conflict.host)).collect();
+    let hosts = rows.iter().enumerate().flat_map(|(index, told)| told.matches.iter().map(move |(host, _)| (index, told, host)));
+    hosts.filter(move |(index, _, host)| !lost.contains(&(*index, *host))).map(|(_, told, host)| (told, host))
 }
 
 /// The routes for people, without what they lost to older services.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::given::Given;
-use super::{AccessLogFormat, Config, ProxyProtocol, ServerTiming, TraceTrust};
+use super::{AccessLogFormat, Config, Profile, ProxyProtocol, ServerTiming, TraceTrust};
 use crate::diagnostic::{Diagnostic, brief, nearest};
 use crate::label::{SismicsAuth, Value, bytes as label_bytes, duration as label_duration};
 
@@ -49,6 +49,7 @@ const FORMATS: &[(&str, AccessLogFormat)] =
     &[("json", AccessLogFormat::Json), ("common", AccessLogFormat::Common), ("off", AccessLogFormat::Off)];
 const PROXY_PROTOCOLS: &[(&str, ProxyProtocol)] =
     &[("off", ProxyProtocol::Off), ("on", ProxyProtocol::On), ("optional", ProxyProtocol::Optional)];
+const PROFILES: &[(&str, Profile)] = &[("intermediate", Profile::Intermediate), ("modern", Profile::Modern)];
 const MEANINGS: &[(&str, SismicsAuth)] = &[("both", SismicsAuth::Both), ("route", SismicsAuth::Route), ("owner", SismicsAuth::Owner)];
 
 const TIMINGS: &[(&str, ServerTiming)] = &[("off", ServerTiming::Off), ("on", ServerTiming::On), ("on-request", ServerTiming::OnRequest)];
@@ -60,6 +61,11 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("http.listen", |c, g| put(&mut c.http.listen, addresses(g))),
     Setting::new("http.proxy-protocol", |c, g| put(&mut c.http.proxy_protocol, word(g, PROXY_PROTOCOLS))),
     Setting::new("https.listen", |c, g| put(&mut c.https.listen, addresses(g))),
+    Setting::new("https.proxy-protocol", |c, g| put(&mut c.https.proxy_protocol, word(g, PROXY_PROTOCOLS))),
+    Setting::new("https.profile", |c, g| put(&mut c.https.profile, word(g, PROFILES))),
+    Setting::new("https.handshake-timeout", |c, g| put(&mut c.https.handshake_timeout, duration(g, ms(100)..=HOUR))),
+    Setting::new("https.max-handshakes", |c, g| put(&mut c.https.max_handshakes, number(g, 1..=100_000))),
+    Setting::new("https.public-port", |c, g| put(&mut c.https.public_port, optional_port(g))),
     Setting::new("admin.listen", |c, g| put(&mut c.admin.listen, optional_address(g))),
     Setting::new("docker.enabled", |c, g| put(&mut c.docker.enabled, flag(g))),
     Setting::new("docker.endpoint", |c, g| put(&mut c.docker.endpoint, endpoint(g))),
@@ -244,6 +250,13 @@ fn optional_number(given: &Given) -> Read<Option<u32>> {
         return Ok(None);
     }
     number(given, 1..=1_000_000_000).map(|count| Some(count as u32))
+}
+
+fn optional_port(given: &Given) -> Read<Option<u16>> {
+    if is_off(given) {
+        return Ok(None);
+    }
+    number(given, 1..=65_535).map(|port| u16::try_from(port).ok())
 }
 
 fn out_of_range(least: &str, most: &str) -> Diagnostic {

@@ -28,6 +28,7 @@ use super::peer::{UPGRADED_IDLE, apply, peer, rewrite};
 use super::reply::{answer_to, is_out_of_descriptors, show, write};
 use super::transform::page_for;
 use super::{Observer, Routed, forwarded};
+use crate::certificate::challenge::Challenges;
 use crate::state::{Action, Live};
 use crate::upstream::{Failure, Ledger, Scheme};
 
@@ -37,12 +38,19 @@ pub struct Edge {
     ledger: Arc<Ledger>,
     observer: Arc<dyn Observer>,
     limits: Arc<Limits>,
+    challenges: Arc<Challenges>,
     fetch: Arc<Fetch>,
 }
 
 impl Edge {
-    pub fn new(live: Arc<Live>, ledger: Arc<Ledger>, observer: Arc<dyn Observer>, limits: Arc<Limits>) -> Edge {
-        Edge { live, ledger, observer, limits, fetch: Arc::default() }
+    pub fn new(
+        live: Arc<Live>,
+        ledger: Arc<Ledger>,
+        observer: Arc<dyn Observer>,
+        limits: Arc<Limits>,
+        challenges: Arc<Challenges>,
+    ) -> Edge {
+        Edge { live, ledger, observer, limits, challenges, fetch: Arc::default() }
     }
 }
 
@@ -362,7 +370,7 @@ impl Edge {
             has_authority: request.uri.authority().is_some(),
             size: head_size(request),
         };
-        ctx.decide(&asked, target, had_two_framings(session).then_some(ambiguous))
+        ctx.decide(&asked, target, had_two_framings(session).then_some(ambiguous), &self.challenges)
     }
 
     async fn respond(&self, session: &mut Session, ctx: &mut Exchange, answer: Answer) -> Result<()> {

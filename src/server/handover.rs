@@ -151,7 +151,8 @@ impl Handover {
         let is_child = child != 0 && talk.peer() == Some(child);
         let given: Vec<SocketAddr> = listeners.iter().map(|(address, _)| *address).collect();
         let (own, network) = (self.config.borrow().clone(), network());
-        let own = Place { listen: &own.http.listen, network: network.as_deref() };
+        let listen = own.listen();
+        let own = Place { listen: &listen, network: network.as_deref() };
         if let (false, Some(reason)) = (is_child, other.is_not(&own)) {
             return talk.say(&refused(reason), &[]).await;
         }
@@ -267,9 +268,14 @@ impl Handover {
 ///
 /// # Errors
 /// The process is out of file descriptors.
-pub fn copies(config: &Config, http: &[TcpListener], admin: Option<&TcpListener>) -> io::Result<Vec<(SocketAddr, StdListener)>> {
-    let addresses = config.http.listen.iter().chain(&config.admin.listen);
-    let sockets = http.iter().chain(admin);
+pub fn copies(
+    config: &Config,
+    http: &[TcpListener],
+    https: &[TcpListener],
+    admin: Option<&TcpListener>,
+) -> io::Result<Vec<(SocketAddr, StdListener)>> {
+    let addresses = config.http.listen.iter().chain(&config.https.listen).chain(&config.admin.listen);
+    let sockets = http.iter().chain(https).chain(admin);
     addresses.zip(sockets).map(|(address, socket)| Ok((*address, socket.as_fd().try_clone_to_owned()?.into()))).collect()
 }
 

@@ -15,11 +15,13 @@ use tokio_util::task::TaskTracker;
 
 use super::admission::{Admission, Admitted};
 use super::holder;
+use super::terminate::{Secured, Terminator};
 use super::worker::Serve;
 use crate::config::{self, ProxyProtocol};
 use crate::proxy::forwarded;
 use crate::proxy::lean::{Lean, SWEEP};
 use crate::proxy::preamble::{self, Named};
+use crate::proxy::socket::Socket;
 use crate::proxy::stream::PerConnection;
 use crate::state::Live;
 
@@ -105,6 +107,8 @@ pub struct Acceptor {
     pub live: Arc<Live>,
     pub admission: Arc<Admission>,
     pub proxy_protocol: ProxyProtocol,
+    /// Where connections are secured before anything is said on them.
+    pub terminator: Option<Arc<Terminator>>,
     /// True once the edge is stopping: answers then close their connections.
     pub stopping: watch::Receiver<bool>,
 }
@@ -164,7 +168,7 @@ struct Welcome {
     /// What came behind a PROXY header.
     unread: BytesMut,
     /// Its place among its address's connections.
-    _admitted: Option<Admitted>,
+    admitted: Option<Admitted>,
 }
 
 impl Acceptor {
@@ -181,10 +185,19 @@ impl Acceptor {
     async fn serve(self, tcp: TcpStream, about: PerConnection) {
         let state = self.live.load();
         let Some(welcome) = self.welcome(tcp, about, &state.config.proxy).await else { return };
-        // The connection may outlive many states.
+        let Welcome { tcp, mut about, unread, admitted } = welcome;
+        let Some(terminator) = &self.terminator else {
+            // The connection may outlive many states.
+            drop(state);
+            return self.lean.serve(Socket::Plain(tcp), about, unread).await;
+        };
+        let client = admitted.as_ref().map(|_| about.connection.peer.ip());
+        let secured = Box::pin(terminator.secure(tcp, unread, client, &state)).await;
         drop(state);
-        let Welcome { tcp, about, unread, _admitted } = welcome;
-        self.lean.serve(tcp, about, unread).await;
+        if let Some(Secured { socket, handshake }) = secured {
+            (about.connection.secure, about.handshake) = (true, Some(handshake));
+            self.lean.serve(socket, about, BytesMut::new()).await;
+        }
     }
 
     /// The client behind the socket, if it may come in. A socket that is not welcome is closed without a word.
@@ -213,7 +226,7 @@ impl Acceptor {
         }
         let client = about.connection.peer;
         let admitted = if trusted(client) { None } else { Some(self.admit(client)?) };
-        Some(Welcome { tcp, about, unread, _admitted: admitted })
+        Some(Welcome { tcp, about, unread, admitted })
     }
 
     fn admit(&self, client: SocketAddr) -> Option<Admitted> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::proxy::clock;
@@ -33,10 +33,12 @@ struct Probe {
 }
 
 /// Asks whom the state says, until it is dropped; `swapped` tells of a new state.
-pub async fn follow(live: Arc<Live>, ledger: Arc<Ledger>, swapped: Arc<Notify>) {
+pub async fn follow(live: Arc<Live>, ledger: Arc<Ledger>, mut swapped: watch::Receiver<()>) {
     // Most have none, and need not read the machine's authorities.
     while checks(live.load().pools()).is_empty() {
-        swapped.notified().await;
+        if swapped.changed().await.is_err() {
+            return;
+        }
     }
     let trust = match tokio::task::spawn_blocking(Trust::of_this_machine).await {
         Ok(Ok(trust)) => trust,
@@ -53,7 +55,9 @@ pub async fn follow(live: Arc<Live>, ledger: Arc<Ledger>, swapped: Arc<Notify>) 
                 tracing::error!(%error, "an active check ended by itself");
             }
         }
-        swapped.notified().await;
+        if swapped.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -125,7 +125,7 @@ pub struct Publisher {
     pub ledger: Arc<Ledger>,
     pub limits: Arc<Limits>,
     /// Told of each new state.
-    pub swapped: Arc<Notify>,
+    pub swapped: watch::Sender<()>,
     metrics: Arc<Metrics>,
 }
 
@@ -134,7 +134,7 @@ impl Publisher {
     pub fn new(config: watch::Receiver<Arc<Config>>, sources: Sources, metrics: Arc<Metrics>) -> Publisher {
         let empty = State::build(config.borrow().clone(), Arc::new(Snapshot::default()));
         let live = Arc::new(Live::new(empty));
-        let (ledger, limits, swapped) = (Arc::default(), Arc::default(), Arc::default());
+        let (ledger, limits, swapped) = (Arc::default(), Arc::default(), watch::Sender::default());
         let mut publisher = Publisher { config, sources, live, ledger, limits, swapped, metrics };
         publisher.publish();
         publisher
@@ -163,7 +163,7 @@ impl Publisher {
         let state = self.live.load();
         self.ledger.prune(state.pools());
         self.limits.keep(&state);
-        self.swapped.notify_one();
+        self.swapped.send_replace(());
         self.metrics.keep_routes(state.routes.keys().map(String::as_str));
         let count = |severity| state.diagnostics.iter().filter(|finding| finding.severity == severity).count();
         self.metrics.set_diagnostics(count(Severity::Error), count(Severity::Warning), count(Severity::Info));

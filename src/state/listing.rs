@@ -290,7 +290,7 @@ fn tls(tls: &Tls) -> String {
     });
     let mut parts: Vec<String> = mode.into_iter().chain(source).map(str::to_owned).collect();
     parts.extend(tls.hsts.map(|age| format!("hsts {}s", age.as_secs())));
-    parts.extend(tls.client_ca.as_ref().map(|path| format!("client-ca {}", path.display())));
+    parts.extend(tls.client_ca.as_ref().map(|file| format!("client-ca {file}")));
     parts.join(", ")
 }
 
