@@ -81,7 +81,17 @@ pub fn parse(spec: &RouteSpec) -> (Tls, Vec<Diagnostic>) {
         }
     }
     if let Some(value) = spec.get("client-ca") {
-        tls.client_ca = Some(Arc::from(value.text.as_str()));
+        match value.text.starts_with('.') || value.text.contains(['/', '\\', '\0']) {
+            false => tls.client_ca = Some(Arc::from(value.text.as_str())),
+            true => {
+                tls.closed = Some(format!("`{}` could not be read", brief(&value.label)));
+                findings.push(
+                    Diagnostic::error("bad-client-ca", format!("`{}` is not the name of a file", brief(&value.text)))
+                        .at(value.place())
+                        .help("put the authorities' certificates into the directory `certificates.authorities` and write the file's name"),
+                );
+            }
+        }
     }
     (tls, findings)
 }
@@ -136,6 +146,8 @@ mod tests {
             ("hsts", "365d", false, &[]),
             ("hsts", "long", false, &["bad-duration"]),
             ("client-ca", "ca.pem", false, &[]),
+            ("client-ca", "/etc/ca.pem", true, &["bad-client-ca"]),
+            ("client-ca", "..", true, &["bad-client-ca"]),
         ] {
             let (tls, found) = read(key, text);
             assert_eq!((tls.closed.is_some(), found), (closed, codes.iter().map(|code| code.to_string()).collect()), "{key}: {text}");

@@ -8,7 +8,6 @@ use crate::snapshot::Labels;
 
 const ELSEWHERE: &str = "not a label of Skep: left alone";
 const UNREAD: &str = "does nothing: see the finding";
-const NO_TLS: &str = "TLS is being built: over http for now";
 
 /// What `label` of a service with these `labels` does.
 pub(super) fn of_label(label: &str, value: &str, labels: &Labels, keys: &[Key], sismics: SismicsAuth) -> String {
@@ -63,7 +62,7 @@ fn of_haproxy(label: &str, value: &str, sismics: SismicsAuth) -> Option<String> 
     let closed = "sign-in is being built: the routes answer 503 until then";
     Some(match label.rsplit('.').next()? {
         "virtual_host" => format!("serves {}", urls("http", value, "")),
-        "virtual_host_secure" => format!("serves {} ({NO_TLS})", urls("https", value, "")),
+        "virtual_host_secure" => format!("serves {}; http leads there", urls("https", value, "")),
         "http_redirect_from" => format!("redirects {} to the first secure host, path and query kept", entries(value).join(", ")),
         "virtual_host_port" => format!("requests go to port {group} of the container"),
         "auth" => match sismics {
@@ -126,7 +125,7 @@ mod tests {
         let labels = Labels::from([("skep.api.path".to_owned(), "=/v1".to_owned()), ("skep.path".to_owned(), "/x".to_owned())]);
         for (label, value, wanted) in [
             ("haproxy.virtual_host", "a.de, b.de/x", "serves http://a.de/, http://b.de/x"),
-            ("haproxy.virtual_host_secure", "a.de", "serves https://a.de/ (TLS is being built"),
+            ("haproxy.virtual_host_secure", "a.de", "serves https://a.de/; http leads there"),
             ("haproxy.http_redirect_from", "www.a.de", "redirects www.a.de to the first secure host"),
             ("haproxy.virtual_host_port", "8000", "port 8000"),
             ("com.sismics.docker.auth", "staff", "only the group `staff` may enter"),

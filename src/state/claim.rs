@@ -423,10 +423,6 @@ mod tests {
             ("health-unhealthy", "2"),
             ("health-healthy", "2"),
             ("retry-on", "reset"),
-            ("tls", "both"),
-            ("cert", "acme"),
-            ("hsts", "365d"),
-            ("client-ca", "/ca.pem"),
             ("auth", "staff"),
             ("auth-mode", "basic"),
             ("auth-bypass", "/hook"),
@@ -442,7 +438,7 @@ mod tests {
             let state = build(vec![service("shop", 1, &[("skep.host", "a.example.com"), ("skep.health-path", "/"), (&label, value)])]);
             let about = |finding: &&Diagnostic| matches!(&finding.place, Some(Place::Label { key, .. }) if *key == label);
             let codes: Vec<_> = state.diagnostics.iter().filter(about).map(|finding| finding.code.as_str()).collect();
-            assert!(matches!(codes.as_slice(), ["not-yet" | "no-sign-in-yet" | "no-tls-yet"]), "{label}: {codes:?}");
+            assert!(matches!(codes.as_slice(), ["not-yet" | "no-sign-in-yet"]), "{label}: {codes:?}");
         }
     }
 

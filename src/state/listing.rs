@@ -340,7 +340,7 @@ mod tests {
                 }],
             },
             "access": "open",
-            "tls": "",
+            "tls": "both, cert self",
         }]);
         assert_eq!(json, wanted);
     }
