@@ -49,7 +49,7 @@ impl Credentials {
     /// TLS cannot be spoken at all.
     pub fn new(config: &Config, default: Entry, challenges: Arc<Challenges>, live: Arc<Live>) -> Result<Credentials, Error> {
         let no_tls = |error: &dyn std::fmt::Display| Error::Start(format!("TLS cannot be set up: {error}"));
-        let provider = CryptoProvider::get_default().cloned().ok_or_else(|| no_tls(&"no crypto provider is installed"))?;
+        let provider = provider();
         let default = Arc::new(default);
         let shown = Arc::new(Shown::new(Keyring::new([], default.clone())));
         let tickets = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|error| no_tls(&error))?;
@@ -137,6 +137,11 @@ impl Credentials {
     }
 }
 
+/// The process's one crypto provider, which `main` installs; the same where nobody did.
+fn provider() -> Arc<CryptoProvider> {
+    CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+}
+
 /// Where files that labels name must lie.
 fn authorities_directory(_config: &Config) -> Option<std::path::PathBuf> {
     None
@@ -163,7 +168,6 @@ fn read(directory: Option<&Path>, name: &str) -> Result<Vec<u8>, String> {
 pub fn default_entry() -> Result<Entry, Error> {
     let no_key = |error: &dyn std::fmt::Display| Error::Start(format!("no default certificate can be made: {error}"));
     let made = rcgen::generate_simple_self_signed(vec!["skep.invalid".to_owned()]).map_err(|error| no_key(&error))?;
-    let provider = CryptoProvider::get_default().ok_or_else(|| no_key(&"no crypto provider is installed"))?;
     let record = Record {
         id: "default".to_owned(),
         service: String::new(),
@@ -177,5 +181,5 @@ pub fn default_entry() -> Result<Entry, Error> {
         window: None,
         unwanted_since: None,
     };
-    Entry::new(&record, provider).map_err(|error| no_key(&error))
+    Entry::new(&record, &provider()).map_err(|error| no_key(&error))
 }
