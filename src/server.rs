@@ -10,6 +10,7 @@ mod inherit;
 mod init;
 pub mod listener;
 mod notify;
+mod ports;
 mod probes;
 mod program;
 mod publish;
@@ -21,6 +22,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use pingora_core::apps::{HttpServerOptions, ServerApp};
@@ -40,6 +42,7 @@ use crate::handover::stays;
 use crate::provider::Health;
 use crate::provider::files::Stack;
 use crate::proxy::Observer;
+use crate::proxy::conduit::Conduit;
 use crate::proxy::lean::Lean;
 use crate::proxy::limit::Limits;
 use crate::proxy::pingora::Edge;
@@ -56,6 +59,7 @@ use self::admission::Admission;
 use self::handover::{Handover, Successor};
 use self::inherit::Inherited;
 use self::listener::{Acceptor, BindError};
+use self::ports::Ports;
 use self::program::Program;
 use self::publish::{Publisher, Sources};
 use self::view::View;
@@ -193,7 +197,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let mut inherited = Inherited::ask(&config).await;
     let listeners = config.http.listen.iter().map(|address| inherited.listener(*address)).collect::<Result<Vec<_>, _>>()?;
     let admin = config.admin.listen.map(|address| inherited.listener(address)).transpose()?;
-    let copies = handover::copies(&config, &listeners, admin.as_ref()).map_err(worker_error)?;
+    let mut copies = handover::copies(&config, &listeners, admin.as_ref()).map_err(worker_error)?;
     if !config.https.listen.is_empty() {
         tracing::warn!(listen = ?config.https.listen, "TLS is not built in so far: the HTTPS addresses are not listened on");
     }
@@ -216,6 +220,10 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     }
     let publisher = Publisher::new(config_receiver, sources, recorder.metrics.clone());
     let limits = publisher.limits.clone();
+    let ports = ports::first(&publisher.live.load(), &mut inherited);
+    for (address, listener) in &ports {
+        copies.push(handover::copy(*address, listener).map_err(worker_error)?);
+    }
     let admission = Arc::new(Admission::new(config.proxy.max_connections_per_client, Instant::now()));
     let (stop, stopping) = watch::channel(false);
     let idle_end = CancellationToken::new();
@@ -261,10 +269,23 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     }
     tasks.spawn(limits.tend());
     tasks.spawn(probes::follow(publisher.live.clone(), publisher.ledger.clone(), publisher.swapped.clone()));
+    let claimed = publisher.claimed.clone();
+    let streams = Ports {
+        conduit: Conduit { ledger: publisher.ledger.clone(), observer: recorder.clone() },
+        live: publisher.live.clone(),
+        places,
+        crowd,
+        connections: connections.clone(),
+        admission,
+        workers: workers.handles(),
+        turn: AtomicUsize::new(0),
+        stopping,
+    };
     tasks.spawn(publisher.follow());
     let stays = stays(std::process::id(), notify::is_heard(), inherited.follows_its_parent());
     let socket = inherited.ready().await?;
     let handover = Handover::start(copies, config_sender.subscribe(), socket, program, &mut tasks).map_err(worker_error)?;
+    tasks.spawn(streams.follow(ports, claimed, handover.clone()));
     tracing::info!(http = ?http, admin = ?admin_address, "serving");
     let ended = ended.drop_guard();
     Ok(Running {

@@ -2,11 +2,14 @@
 //! The build never fails and knows no clock: a restart behaves like a reload.
 
 mod aside;
+mod authority;
 mod claim;
 mod explain;
 mod listing;
+mod passthrough;
 mod redirect;
 mod share;
+mod stream;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -27,9 +30,11 @@ use crate::traffic::{self, Traffic};
 use crate::upstream::{self, Pool, Retries, Timeouts};
 
 pub use aside::{Aside, Pages};
+pub use authority::{Authorities, Authority, Certificates};
 use claim::Claim;
 pub use explain::{Considered, Explanation};
 pub use listing::{ActionView, Ailment, ShareView, TaskView, View};
+pub use passthrough::Passthrough;
 
 /// What the table yields for a request.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,6 +69,12 @@ pub enum Action {
 #[derive(Debug)]
 pub struct State {
     pub table: Table<Arc<Route>>,
+    /// TCP routes by their port of the edge.
+    pub streams: BTreeMap<u16, Arc<Route>>,
+    /// Routes by SNI whose TLS is the service's own.
+    pub passthrough: Passthrough,
+    /// Files that routes trust; see [`State::with_authorities`].
+    pub authorities: Authorities,
     /// All routes by id and what they match, for people and for comparison.
     pub routes: BTreeMap<String, Listing>,
     pub diagnostics: Vec<Diagnostic>,
@@ -81,7 +92,18 @@ pub struct Listing {
 
 /// The union of all features' keys.
 pub fn keys() -> Vec<Key> {
-    [label::KEYS, route::KEYS, upstream::KEYS, certificate::KEYS, auth::KEYS, traffic::KEYS, policy::KEYS, backup::KEYS].concat()
+    [
+        label::KEYS,
+        route::KEYS,
+        upstream::KEYS,
+        upstream::STREAM_KEYS,
+        certificate::KEYS,
+        auth::KEYS,
+        traffic::KEYS,
+        policy::KEYS,
+        backup::KEYS,
+    ]
+    .concat()
 }
 
 impl State {
@@ -93,16 +115,23 @@ impl State {
         let reader = claim::Reader::new(&config, &snapshot, &keys);
         let mut findings = snapshot.findings.clone();
         let mut claims: Vec<Claim<'_>> = Vec::with_capacity(services.len());
-        services.into_iter().for_each(|service| claims.extend(reader.read(service, &mut findings)));
+        let mut ports = Vec::new();
+        services.into_iter().for_each(|service| claims.extend(reader.read(service, &mut ports, &mut findings)));
         name_apart(&mut claims);
+        passthrough::divide(&mut claims, &mut findings);
+        let authorities = authority::wanted(&claims, &config);
         aside::resolve(&mut claims, &config, &snapshot, &mut findings);
         let rows = rows(claims, &mut findings);
         let (entries, rows): (Vec<_>, Vec<_>) = rows.into_iter().map(Row::split).unzip();
         let (table, conflicts) = Table::build(entries);
         contested(&rows, &conflicts, &mut findings);
-        let routes = list(rows, &conflicts);
+        let lost: HashSet<_> = conflicts.iter().map(|conflict| (conflict.refused, &conflict.host)).collect();
+        let passthrough = passthrough::index(&rows, &lost);
+        let mut routes = list(rows, &conflicts);
+        let (streams, listings) = stream::settle(ports, &mut findings);
+        routes.extend(listings);
         tidy(&mut findings);
-        State { table, routes, diagnostics: findings, config, snapshot }
+        State { table, streams, passthrough, authorities, routes, diagnostics: findings, config, snapshot }
     }
 
     /// The pools of all routes: what the ledger is pruned by.
@@ -291,7 +320,10 @@ impl Live {
     pub fn publish(&self, state: State) -> Option<Difference> {
         let present = self.load();
         let difference = Difference::between(&present, &state);
-        let same = difference.is_empty() && present.snapshot == state.snapshot && present.config == state.config;
+        let same = difference.is_empty()
+            && present.snapshot == state.snapshot
+            && present.config == state.config
+            && present.authorities == state.authorities;
         (!same).then(|| {
             self.0.store(Arc::new(state));
             difference

@@ -104,8 +104,8 @@ fn mode(value: &Value, tls: &mut Tls, findings: &mut Vec<Diagnostic>) {
         None if matches!(nearest(&value.text.to_ascii_lowercase(), MODES.map(|mode| mode.0)), Some("only" | "passthrough")) => {
             tls.closed = Some(format!("`{}` could not be read", brief(&value.label)));
         }
-        None | Some(Mode::Off) => {}
-        Some(Mode::Only | Mode::Passthrough) => close(value, tls, findings),
+        None | Some(Mode::Off | Mode::Passthrough) => {}
+        Some(Mode::Only) => close(value, tls, findings),
         Some(Mode::Redirect | Mode::Both) => findings.push(
             Diagnostic::warning("no-tls-yet", "TLS is not built in so far: the route is served over plain HTTP")
                 .at(value.place())
@@ -157,7 +157,7 @@ mod tests {
             ("tls", "Both", false, &["no-tls-yet"]),
             ("tls", "off", false, &[]),
             ("tls", "only", true, &["no-tls-yet"]),
-            ("tls", "passthrough", true, &["no-tls-yet"]),
+            ("tls", "passthrough", false, &[]),
             ("tls", "onyl", true, &["bad-tls"]),
             ("tls", "true", false, &["bad-tls"]),
             ("cert", "acme", false, &["not-yet"]),

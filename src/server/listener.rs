@@ -26,7 +26,7 @@ use crate::state::Live;
 /// Connections that wait to be accepted while all workers are busy.
 const BACKLOG: u32 = 4096;
 /// How long the loop rests when the process is out of file descriptors; connections that end free some.
-const REST: Duration = Duration::from_millis(50);
+pub(super) const REST: Duration = Duration::from_millis(50);
 /// A connection that ends anyway is waited for so long before an idle one is asked to make room.
 const MOMENT: Duration = Duration::from_millis(20);
 /// More than any pool of the allocator holds, in bytes.
@@ -170,12 +170,7 @@ struct Welcome {
 impl Acceptor {
     /// A place for one connection; an idle one ends for it where there is none.
     async fn place(&self) -> Option<OwnedSemaphorePermit> {
-        // The semaphore is never closed, so a place always comes.
-        if let Ok(place) = tokio::time::timeout(MOMENT, self.places.clone().acquire_owned()).await {
-            return place.ok();
-        }
-        self.crowd.notify_one();
-        self.places.clone().acquire_owned().await.ok()
+        place(&self.places, &self.crowd).await
     }
 
     async fn serve(self, tcp: TcpStream, about: PerConnection) {
@@ -238,7 +233,17 @@ impl Acceptor {
     }
 }
 
-fn is_about_one_connection(error: &io::Error) -> bool {
+/// A place for one connection; one of the `crowd` ends for it where there is none.
+pub(super) async fn place(places: &Arc<Semaphore>, crowd: &Notify) -> Option<OwnedSemaphorePermit> {
+    // The semaphore is never closed, so a place always comes.
+    if let Ok(place) = tokio::time::timeout(MOMENT, places.clone().acquire_owned()).await {
+        return place.ok();
+    }
+    crowd.notify_one();
+    places.clone().acquire_owned().await.ok()
+}
+
+pub(super) fn is_about_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
 }
 

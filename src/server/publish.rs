@@ -14,6 +14,7 @@ use crate::diagnostic::{Diagnostic, Severity, render};
 use crate::provider::Health;
 use crate::provider::docker;
 use crate::provider::files::{self, Stack};
+use crate::proxy::authority::{self, Stamps};
 use crate::proxy::limit::Limits;
 use crate::snapshot::{Snapshot, merge};
 use crate::state::{Difference, Live, State};
@@ -126,6 +127,9 @@ pub struct Publisher {
     pub limits: Arc<Limits>,
     /// Told of each new state.
     pub swapped: Arc<Notify>,
+    /// The same, for the ports of TCP routes.
+    pub claimed: Arc<Notify>,
+    stamps: Stamps,
     metrics: Arc<Metrics>,
 }
 
@@ -134,8 +138,9 @@ impl Publisher {
     pub fn new(config: watch::Receiver<Arc<Config>>, sources: Sources, metrics: Arc<Metrics>) -> Publisher {
         let empty = State::build(config.borrow().clone(), Arc::new(Snapshot::default()));
         let live = Arc::new(Live::new(empty));
-        let (ledger, limits, swapped) = (Arc::default(), Arc::default(), Arc::default());
-        let mut publisher = Publisher { config, sources, live, ledger, limits, swapped, metrics };
+        let (ledger, limits) = (Arc::default(), Arc::default());
+        let (swapped, claimed, stamps) = (Arc::default(), Arc::default(), Stamps::default());
+        let mut publisher = Publisher { config, sources, live, ledger, limits, swapped, claimed, stamps, metrics };
         publisher.publish();
         publisher
     }
@@ -146,6 +151,7 @@ impl Publisher {
             let more = tokio::select! {
                 more = self.sources.changed() => more,
                 word = self.config.changed() => word.is_ok(),
+                () = self.stamps.changed() => true,
             };
             if !more {
                 return;
@@ -157,13 +163,15 @@ impl Publisher {
     fn publish(&mut self) {
         let config = self.config.borrow_and_update().clone();
         let snapshot = Arc::new(self.sources.snapshot());
-        let state = State::build(config, snapshot);
+        let state = State::build(config, snapshot).with_authorities(authority::read);
+        self.stamps.keep(state.authorities.keys());
         self.ledger.admit(state.pools());
         let Some(difference) = self.live.publish(state) else { return };
         let state = self.live.load();
         self.ledger.prune(state.pools());
         self.limits.keep(&state);
         self.swapped.notify_one();
+        self.claimed.notify_one();
         self.metrics.keep_routes(state.routes.keys().map(String::as_str));
         let count = |severity| state.diagnostics.iter().filter(|finding| finding.severity == severity).count();
         self.metrics.set_diagnostics(count(Severity::Error), count(Severity::Warning), count(Severity::Info));

@@ -235,6 +235,7 @@ fn scheme(scheme: Scheme) -> &'static str {
         Scheme::Https => "https",
         Scheme::Grpc => "grpc",
         Scheme::Grpcs => "grpcs",
+        Scheme::Tcp => "tcp",
     }
 }
 
