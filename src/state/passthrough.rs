@@ -146,14 +146,14 @@ pub(super) fn divide(claims: &mut [Claim<'_>], findings: &mut Vec<Diagnostic>) {
 }
 
 fn contested(keeper: &mut Claim<'_>, loser: &Claim<'_>, host: &HostPattern, findings: &mut Vec<Diagnostic>) {
-    let (has, wants) = match keeper.route.is_passthrough() {
-        true => ("passes the TLS of", "it wants to be served by the edge"),
-        false => ("is served by the edge at", "its TLS was to be passed through"),
+    let (has, how) = match keeper.route.is_passthrough() {
+        true => ("has the TLS of", "passed through to it"),
+        false => ("has", "served by the edge"),
     };
     let at = |claim: &Claim<'_>, finding: Diagnostic| {
         claim.label().map(Value::place).into_iter().fold(finding, Diagnostic::at).of(subject(claim.service))
     };
-    let message = format!("service `{}` {has} `{host}` and keeps it as a whole: {wants}", keeper.service.name);
+    let message = format!("service `{}` {has} `{host}` {how}, and keeps the host as a whole", keeper.service.name);
     let help = "use another host: what is in a connection is either all seen or not at all";
     findings.push(at(loser, Diagnostic::error("passthrough-taken", message).help(help)));
     if std::ptr::eq(keeper.service, loser.service) {
