@@ -4,7 +4,8 @@
 mod given;
 mod settings;
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub use self::settings::{SETTINGS, Setting};
 pub struct Config {
     pub http: Listener,
     pub https: Https,
+    pub tcp: Tcp,
+    pub certificates: Certificates,
     pub admin: Admin,
     pub docker: Docker,
     pub proxy: Proxy,
@@ -80,6 +83,20 @@ pub enum ProxyProtocol {
     On,
     /// Trusted proxies may send one.
     Optional,
+}
+
+/// TCP routes: which ports of the edge labels may claim, and on which address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tcp {
+    pub ports: Vec<RangeInclusive<u16>>,
+    pub listen: IpAddr,
+}
+
+/// Files about certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificates {
+    /// Labels of Docker services may name files below this directory as authorities; `None`: none.
+    pub authorities: Option<PathBuf>,
 }
 
 /// Metrics, health and the state for `skep routes`. Loopback by default.
@@ -258,6 +275,8 @@ impl Default for Config {
                 max_handshakes: 256,
                 public_port: None,
             },
+            tcp: Tcp { ports: Vec::new(), listen: IpAddr::V6(Ipv6Addr::UNSPECIFIED) },
+            certificates: Certificates { authorities: None },
             admin: Admin { listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9180))) },
             docker: Docker {
                 enabled: true,
@@ -427,6 +446,14 @@ fn contradictions(config: &Config) -> Vec<Diagnostic> {
         findings.push(finding.help("give each listener its own port; [::] takes every address, IPv4 too, and 0.0.0.0 all of IPv4"));
     }
     findings
+}
+
+/// `5432`, `20000-20100`.
+pub fn port_range(range: &RangeInclusive<u16>) -> String {
+    match (range.start(), range.end()) {
+        (first, last) if first == last => first.to_string(),
+        (first, last) => format!("{first}-{last}"),
+    }
 }
 
 /// Would the kernel refuse the second of the two on one port?

@@ -12,6 +12,7 @@ mod inherit;
 mod init;
 pub mod listener;
 mod notify;
+mod ports;
 mod probes;
 mod program;
 mod publish;
@@ -24,6 +25,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use pingora_core::apps::{HttpServerOptions, ServerApp};
@@ -44,6 +46,7 @@ use crate::handover::stays;
 use crate::provider::Health;
 use crate::provider::files::Stack;
 use crate::proxy::Observer;
+use crate::proxy::conduit::Conduit;
 use crate::proxy::lean::Lean;
 use crate::proxy::limit::Limits;
 use crate::proxy::pingora::Edge;
@@ -61,6 +64,7 @@ use self::credentials::{Credentials, default_entry};
 use self::handover::{Handover, Successor};
 use self::inherit::Inherited;
 use self::listener::{Acceptor, BindError};
+use self::ports::Ports;
 use self::program::Program;
 use self::publish::{Publisher, Sources};
 use self::view::View;
@@ -207,7 +211,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let mut bind = |addresses: &[SocketAddr]| addresses.iter().map(|address| inherited.listener(*address)).collect::<Result<Vec<_>, _>>();
     let (http, https) = (bind(&config.http.listen)?, bind(&config.https.listen)?);
     let admin = config.admin.listen.map(|address| inherited.listener(address)).transpose()?;
-    let copies = handover::copies(&config, &http, &https, admin.as_ref()).map_err(worker_error)?;
+    let mut copies = handover::copies(&config, &http, &https, admin.as_ref()).map_err(worker_error)?;
     let (spans, exporter) = otlp::open(&config.otlp).map_err(Error::Start)?.unzip();
     let recorder = Arc::new(Recorder {
         log: AccessLog::open(&config.access_log).map_err(Error::Start)?,
@@ -227,6 +231,10 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     }
     let publisher = Publisher::new(config_receiver, sources, recorder.metrics.clone());
     let limits = publisher.limits.clone();
+    let ports = ports::first(&publisher.live.load(), &mut inherited);
+    for (address, listener) in &ports {
+        copies.push(handover::copy(*address, listener).map_err(worker_error)?);
+    }
     let admission = Arc::new(Admission::new(config.proxy.max_connections_per_client, Instant::now()));
     let (stop, stopping) = watch::channel(false);
     let idle_end = CancellationToken::new();
@@ -242,6 +250,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let challenges = Arc::<Challenges>::default();
     let credentials = Credentials::new(&config, default_entry()?, challenges.clone(), publisher.live.clone())?;
     let terminator = credentials.terminator.clone();
+    let conduit = Conduit { ledger: publisher.ledger.clone(), observer: recorder.clone() };
     let (mut workers, mut proxies) = (Workers::default(), Vec::new());
     for _ in 0..workers_wanted(&config) {
         let (live, ledger) = (publisher.live.clone(), publisher.ledger.clone());
@@ -267,6 +276,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
             admission: admission.clone(),
             proxy_protocol: config.http.proxy_protocol,
             terminator: None,
+            conduit: conduit.clone(),
             stopping: stopping.clone(),
         };
         let secured = Acceptor { proxy_protocol: config.https.proxy_protocol, terminator: Some(terminator.clone()), ..acceptor.clone() };
@@ -291,10 +301,23 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     tasks.spawn(limits.tend());
     tasks.spawn(probes::follow(publisher.live.clone(), publisher.ledger.clone(), publisher.swapped.subscribe()));
     tasks.spawn(credentials.follow(Vec::new(), publisher.swapped.subscribe()));
+    let claimed = publisher.swapped.subscribe();
+    let streams = Ports {
+        conduit,
+        live: publisher.live.clone(),
+        places,
+        crowd,
+        connections: connections.clone(),
+        admission,
+        workers: workers.handles(),
+        turn: AtomicUsize::new(0),
+        stopping,
+    };
     tasks.spawn(publisher.follow());
     let stays = stays(std::process::id(), notify::is_heard(), inherited.follows_its_parent());
     let socket = inherited.ready().await?;
     let handover = Handover::start(copies, config_sender.subscribe(), socket, program, &mut tasks).map_err(worker_error)?;
+    tasks.spawn(streams.follow(ports, claimed, handover.clone()));
     tracing::info!(http = ?http_addresses, https = ?https_addresses, admin = ?admin_address, "serving");
     let ended = ended.drop_guard();
     Ok(Running {

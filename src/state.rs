@@ -2,14 +2,18 @@
 //! The build never fails and knows no clock: a restart behaves like a reload.
 
 mod aside;
+mod authority;
 mod claim;
 mod explain;
 mod listing;
+mod passthrough;
 mod redirect;
 mod secured;
 mod share;
+mod stream;
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -29,10 +33,12 @@ use crate::traffic::{self, Traffic};
 use crate::upstream::{self, Pool, Retries, Timeouts};
 
 pub use aside::{Aside, Pages};
+pub use authority::{Authorities, Authority, Certificates};
 use claim::Claim;
 pub use explain::{Considered, Explanation};
 pub use listing::{ActionView, Ailment, ShareView, TaskView, View};
-pub use secured::Authorities;
+pub use passthrough::Passthrough;
+pub use secured::ClientAuthorities;
 
 /// What the table yields for a request.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,13 +73,19 @@ pub enum Action {
 #[derive(Debug)]
 pub struct State {
     pub table: Table<Arc<Route>>,
+    /// TCP routes by their port of the edge.
+    pub streams: BTreeMap<u16, Arc<Route>>,
+    /// Routes by SNI whose TLS is the service's own.
+    pub passthrough: Passthrough,
+    /// Files that routes trust; see [`State::with_authorities`].
+    pub authorities: Authorities,
     /// All routes by id and what they match, for people and for comparison.
     pub routes: BTreeMap<String, Listing>,
     pub diagnostics: Vec<Diagnostic>,
     /// Names that want certificates.
     pub wishes: Vec<Wish>,
     /// Hosts that ask their clients for certificates.
-    pub authorities: Authorities,
+    pub client_authorities: ClientAuthorities,
     pub config: Arc<Config>,
     pub snapshot: Arc<Snapshot>,
 }
@@ -88,7 +100,18 @@ pub struct Listing {
 
 /// The union of all features' keys.
 pub fn keys() -> Vec<Key> {
-    [label::KEYS, route::KEYS, upstream::KEYS, certificate::KEYS, auth::KEYS, traffic::KEYS, policy::KEYS, backup::KEYS].concat()
+    [
+        label::KEYS,
+        route::KEYS,
+        upstream::KEYS,
+        upstream::STREAM_KEYS,
+        certificate::KEYS,
+        auth::KEYS,
+        traffic::KEYS,
+        policy::KEYS,
+        backup::KEYS,
+    ]
+    .concat()
 }
 
 impl State {
@@ -100,24 +123,31 @@ impl State {
         let reader = claim::Reader::new(&config, &snapshot, &keys);
         let mut findings = snapshot.findings.clone();
         let mut claims: Vec<Claim<'_>> = Vec::with_capacity(services.len());
-        services.into_iter().for_each(|service| claims.extend(reader.read(service, &mut findings)));
+        let mut ports = Vec::new();
+        services.into_iter().for_each(|service| claims.extend(reader.read(service, &mut ports, &mut findings)));
         name_apart(&mut claims);
+        passthrough::divide(&mut claims, &mut findings);
         aside::resolve(&mut claims, &config, &snapshot, &mut findings);
         secured::settle(&mut claims, &config, &mut findings);
-        let authorities = secured::authorities(&mut claims, &mut findings);
+        let client_authorities = secured::authorities(&mut claims, &mut findings);
+        let authorities = authority::wanted(&claims, &config);
         let rows = rows(claims, &mut findings);
         let (entries, rows): (Vec<_>, Vec<_>) = rows.into_iter().map(Row::split).unzip();
         let (table, conflicts) = Table::build(entries);
         contested(&rows, &conflicts, &mut findings);
+        let lost: HashSet<_> = conflicts.iter().map(|conflict| (conflict.refused, &conflict.host)).collect();
+        let passthrough = passthrough::index(&rows, &lost);
         let wishes = secured::wishes(kept(&rows, &conflicts), &config);
-        let routes = list(rows, &conflicts);
+        let mut routes = list(rows, &conflicts);
+        let (streams, listings) = stream::settle(ports, &mut findings);
+        routes.extend(listings);
         tidy(&mut findings);
-        State { table, routes, diagnostics: findings, wishes, authorities, config, snapshot }
+        State { table, streams, passthrough, authorities, client_authorities, wishes, routes, diagnostics: findings, config, snapshot }
     }
 
-    /// By which authority's word clients of `name` may prove who they are: the label's value.
-    pub fn client_authority(&self, name: &str) -> Option<&Arc<str>> {
-        self.authorities.find(name)
+    /// By which authority's word clients of `name` may prove who they are.
+    pub fn client_authority(&self, name: &str) -> Option<&Arc<Path>> {
+        self.client_authorities.find(name)
     }
 
     /// The pools of all routes: what the ledger is pruned by.
@@ -313,7 +343,10 @@ impl Live {
     pub fn publish(&self, state: State) -> Option<Difference> {
         let present = self.load();
         let difference = Difference::between(&present, &state);
-        let same = difference.is_empty() && present.snapshot == state.snapshot && present.config == state.config;
+        let same = difference.is_empty()
+            && present.snapshot == state.snapshot
+            && present.config == state.config
+            && present.authorities == state.authorities;
         (!same).then(|| {
             self.0.store(Arc::new(state));
             difference

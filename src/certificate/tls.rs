@@ -7,7 +7,6 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -64,8 +63,6 @@ impl ResolvesServerCert for Shown {
 pub enum Error {
     #[error("{0}")]
     Tls(#[from] rustls::Error),
-    #[error("the authorities' certificates cannot be read: {0}")]
-    Pem(#[from] rustls::pki_types::pem::Error),
     #[error("the authorities' certificates cannot be used: {0}")]
     Authorities(#[from] rustls::server::VerifierBuilderError),
 }
@@ -101,15 +98,15 @@ impl Terms {
         Ok(Arc::new(self.common(config)))
     }
 
-    /// For clients that may prove who they are by a certificate of one of the authorities in `pem`. One that is shown must be good;
+    /// For clients that may prove who they are by a certificate of one of `authorities` (DER). One that is shown must be good;
     /// whether one is needed is the route's to say.
     ///
     /// # Errors
-    /// When `pem` is no list of usable certificates.
-    pub fn asking(&self, pem: &[u8]) -> Result<Arc<ServerConfig>, Error> {
+    /// When they are no usable certificates.
+    pub fn asking(&self, authorities: &[Vec<u8>]) -> Result<Arc<ServerConfig>, Error> {
         let config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(self.versions)?
-            .with_client_cert_verifier(self.verifier(pem)?)
+            .with_client_cert_verifier(self.verifier(authorities)?)
             .with_cert_resolver(self.shown.clone());
         let mut config = self.common(config);
         // A session of a host that asks for no certificate must not be taken over here: its tickets are another key's.
@@ -139,10 +136,10 @@ impl Terms {
         config
     }
 
-    fn verifier(&self, pem: &[u8]) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    fn verifier(&self, authorities: &[Vec<u8>]) -> Result<Arc<dyn ClientCertVerifier>, Error> {
         let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(pem) {
-            roots.add(certificate?)?;
+        for certificate in authorities {
+            roots.add(CertificateDer::from_slice(certificate))?;
         }
         Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots), self.provider.clone()).allow_unauthenticated().build()?)
     }

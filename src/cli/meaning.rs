@@ -22,6 +22,10 @@ pub(super) fn of_label(label: &str, value: &str, labels: &Labels, keys: &[Key], 
     let Some(rest) = lower.strip_prefix("skep.") else {
         return if ours { UNREAD } else { ELSEWHERE }.to_owned();
     };
+    if let Some((_, name)) = rest.strip_prefix("tcp.").map(|rest| rest.rsplit_once('.').unwrap_or(("", rest))) {
+        let key = keys.iter().find(|key| key.name.strip_prefix("tcp.") == Some(name));
+        return key.map_or_else(|| UNREAD.to_owned(), |key| of_stream(key.name, value).unwrap_or_else(|| plain(key.about)));
+    }
     let (route, name) = rest.rsplit_once('.').unwrap_or(("", rest));
     match keys.iter().find(|key| key.name == name) {
         Some(key) => of_key(key, route, value, labels),
@@ -93,6 +97,16 @@ fn of_key(key: &Key, route: &str, value: &str, labels: &Labels) -> String {
             format!("{words} ({feature} is being built: the route answers 503 until then)")
         }
         Effect::Later(feature) => format!("{words} ({feature} is being built: no effect yet)"),
+    }
+}
+
+/// The keys of TCP routes whose value says more than their reference.
+fn of_stream(key: &str, value: &str) -> Option<String> {
+    let value = brief(value.trim());
+    match key {
+        "tcp.listen" => Some(format!("connections to port {value} of the edge go to the service")),
+        "tcp.port" => Some(format!("connections go to port {value} of the container")),
+        _ => None,
     }
 }
 

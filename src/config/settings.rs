@@ -66,6 +66,9 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("https.handshake-timeout", |c, g| put(&mut c.https.handshake_timeout, duration(g, ms(100)..=HOUR))),
     Setting::new("https.max-handshakes", |c, g| put(&mut c.https.max_handshakes, number(g, 1..=100_000))),
     Setting::new("https.public-port", |c, g| put(&mut c.https.public_port, optional_port(g))),
+    Setting::new("tcp.ports", |c, g| put(&mut c.tcp.ports, port_ranges(g))),
+    Setting::new("tcp.listen", |c, g| put(&mut c.tcp.listen, interface(g))),
+    Setting::new("certificates.authorities", |c, g| put(&mut c.certificates.authorities, optional_path(g))),
     Setting::new("admin.listen", |c, g| put(&mut c.admin.listen, optional_address(g))),
     Setting::new("docker.enabled", |c, g| put(&mut c.docker.enabled, flag(g))),
     Setting::new("docker.endpoint", |c, g| put(&mut c.docker.endpoint, endpoint(g))),
@@ -155,6 +158,43 @@ fn addresses(given: &Given) -> Read<Vec<SocketAddr>> {
         return Ok(Vec::new());
     }
     given.texts().ok_or_else(|| wrong_type(given, "a list of addresses", "[\"0.0.0.0:80\"]"))?.into_iter().map(address).collect()
+}
+
+/// Ports and ranges of them: `5432`, `20000-20100`; numbers without quotes too.
+fn port_ranges(given: &Given) -> Read<Vec<RangeInclusive<u16>>> {
+    let written = |item: &Given| match item {
+        Given::Text(text) => Some(text.trim().to_owned()),
+        Given::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    let texts: Option<Vec<String>> = match given {
+        Given::List(items) => items.iter().map(written).collect(),
+        Given::Number(_) => written(given).map(|text| vec![text]),
+        _ if is_off(given) => Some(Vec::new()),
+        _ => given.texts().map(|texts| texts.into_iter().map(str::to_owned).collect()),
+    };
+    let texts = texts.ok_or_else(|| wrong_type(given, "a list of ports", "[\"5432\", \"20000-20100\"]"))?;
+    texts.iter().map(|text| port_range(text)).collect()
+}
+
+fn port_range(text: &str) -> Read<RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let port = |text: &str| text.trim().parse::<u16>().ok().filter(|port| *port > 0);
+    match (port(first), port(last)) {
+        (Some(first), Some(last)) if first <= last => Ok(first..=last),
+        _ => Err(Diagnostic::error("bad-port", format!("`{}` is neither a port nor a range of ports", brief(text)))
+            .help("write \"5432\" or \"20000-20100\", from 1 to 65535")),
+    }
+}
+
+/// An address without a port; brackets as in addresses with one.
+fn interface(given: &Given) -> Read<IpAddr> {
+    let text = text(given, "[::]")?;
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&text);
+    bare.parse().map_err(|_| {
+        Diagnostic::error("bad-address", format!("`{}` is not an address", brief(&text)))
+            .help("write \"[::]\" for every address, or one without a port, e.g. \"192.0.2.7\"; the ports come from labels")
+    })
 }
 
 fn optional_address(given: &Given) -> Read<Option<SocketAddr>> {

@@ -1,5 +1,6 @@
 //! What a client and this edge agreed on when they secured their connection, as far as its requests are decided by it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ pub struct Handshake {
     pub server_name: Option<Box<str>>,
     /// The certificate that it was shown.
     pub shown: Arc<Entry>,
-    /// By which authority's word the client could prove itself: the label's value.
-    pub asked: Option<Arc<str>>,
+    /// By which authorities' word the client could prove itself: their file.
+    pub asked: Option<Arc<Path>>,
     /// Who the client proved to be.
     pub client: Option<ClientCertificate>,
     pub took: Duration,
@@ -22,8 +23,8 @@ pub struct Handshake {
 /// A client's certificate that was verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// The label's value by which its authority was chosen.
-    pub authority: Arc<str>,
+    /// The file of the authorities by which it was verified.
+    pub authority: Arc<Path>,
     /// Its subject as text (RFC 4514).
     pub subject: Arc<str>,
     /// The certificate as RFC 9440 writes it: a byte sequence of structured fields.

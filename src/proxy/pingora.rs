@@ -18,6 +18,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use super::answer::Answer;
 use super::attempt::{Retry, Sending};
+use super::authority::vouch;
 use super::deadline::Deadline;
 use super::dial::announce;
 use super::exchange::{Asked, Edit, Exchange, record};
@@ -126,6 +127,7 @@ impl ProxyHttp for Edge {
             return Error::e_explain(ErrorType::HTTPStatus(500), "no route to forward to");
         };
         let mut peer = peer(&chosen.backend, timeouts, session);
+        vouch(&mut peer, &chosen.backend, &ctx.state)?;
         if let (Some(version), Some(origin), Some(per)) = (chosen.backend.proxy_protocol, &ctx.origin, &ctx.connection) {
             announce(&mut peer, version, origin.source(&per.connection), per.connection.local, timeouts.connect);
         }

@@ -2,9 +2,8 @@
 //! labels name. One task; handshakes take what they need by a pointer.
 
 use std::collections::HashMap;
-use std::path::{Component, Path};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::crypto::CryptoProvider;
@@ -18,14 +17,10 @@ use crate::certificate::keyring::{Entry, Keyring};
 use crate::certificate::record::Record;
 use crate::certificate::tls::{Shown, Terms};
 use crate::config::Config;
-use crate::state::{Live, State};
+use crate::state::{Certificates, Live, State};
 
-/// How often the authorities' files are looked at for changes.
-const LOOK: Duration = Duration::from_secs(5);
 /// One client may have this part of all handshakes.
 const SHARE: usize = 8;
-/// Larger files of authorities are refused.
-const LARGEST: u64 = 1 << 20;
 
 /// All certificates of one origin that there are now.
 pub type Records = watch::Receiver<Arc<Vec<Record>>>;
@@ -38,8 +33,8 @@ pub struct Credentials {
     live: Arc<Live>,
     /// By record: a key is read once.
     entries: HashMap<String, Arc<Entry>>,
-    /// By the label's value: the file's text, or why there is none.
-    authorities: HashMap<Arc<str>, Result<Vec<u8>, String>>,
+    /// What was found in the files that labels name.
+    authorities: HashMap<Arc<Path>, Certificates>,
 }
 
 impl Credentials {
@@ -72,14 +67,12 @@ impl Credentials {
         loop {
             let all: Vec<Arc<Vec<Record>>> = records.iter_mut().map(|origin| origin.borrow_and_update().clone()).collect();
             self.show(all.iter().flat_map(|records| records.iter()));
-            let state = self.live.load();
-            self.ask(&state).await;
-            drop(state);
+            self.ask(&self.live.load());
             let mut any: futures_util::stream::FuturesUnordered<_> = records.iter_mut().map(watch::Receiver::changed).collect();
             tokio::select! {
                 Some(Ok(())) = futures_util::StreamExt::next(&mut any) => {}
                 Ok(()) = swapped.changed() => {}
-                () = tokio::time::sleep(LOOK) => {}
+                else => return,
             }
         }
     }
@@ -111,24 +104,20 @@ impl Credentials {
     }
 
     /// Makes settings for the authorities that the state names.
-    async fn ask(&mut self, state: &Arc<State>) {
-        let named = state.authorities.all();
-        let directory = authorities_directory(&state.config);
-        let read = tokio::task::spawn_blocking(move || {
-            named.into_iter().map(|name| (name.clone(), read(directory.as_deref(), &name))).collect::<HashMap<_, _>>()
-        });
-        let Ok(read) = read.await else { return };
+    fn ask(&mut self, state: &State) {
+        let read: HashMap<_, _> = state.client_authorities.all().into_iter().map(|path| (path.clone(), state.authority(&path))).collect();
         if read == self.authorities {
             return;
         }
         let old = self.terminator.settings.load();
         let mut asking = HashMap::new();
-        for (name, text) in &read {
-            let made = text.clone().and_then(|text| old.terms.asking(&text).map_err(|error| error.to_string()));
-            match made {
-                Ok(config) => drop(asking.insert(name.clone(), config)),
+        for (path, certificates) in &read {
+            // Where there are none the state has a finding, and nobody can enter.
+            let Ok(certificates) = certificates else { continue };
+            match old.terms.asking(certificates) {
+                Ok(config) => drop(asking.insert(path.clone(), config)),
                 Err(error) => {
-                    tracing::error!(file = %name, %error, "a `client-ca` cannot be used: nobody can enter the routes that ask for it");
+                    tracing::error!(file = %path.display(), %error, "a `client-ca` cannot be used: nobody can enter the routes that ask for it");
                 }
             }
         }
@@ -140,25 +129,6 @@ impl Credentials {
 /// The process's one crypto provider, which `main` installs; the same where nobody did.
 fn provider() -> Arc<CryptoProvider> {
     CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-}
-
-/// Where files that labels name must lie.
-fn authorities_directory(_config: &Config) -> Option<std::path::PathBuf> {
-    None
-}
-
-/// The text of the file that a label names; labels reach no further than the directory that the configuration gives them.
-fn read(directory: Option<&Path>, name: &str) -> Result<Vec<u8>, String> {
-    let directory = directory.ok_or("the configuration names no directory for it: set certificates.authorities")?;
-    if Path::new(name).components().any(|part| !matches!(part, Component::Normal(_))) {
-        return Err(format!("it must be the name of a file in {}", directory.display()));
-    }
-    let path = directory.join(name);
-    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
-    if std::fs::metadata(&path).map_err(failed)?.len() > LARGEST {
-        return Err(format!("{}: it is larger than {LARGEST} bytes", path.display()));
-    }
-    std::fs::read(&path).map_err(failed)
 }
 
 /// What is shown to clients for whose host there is no certificate: one that nobody trusts, made for this run.

@@ -14,6 +14,7 @@ use crate::diagnostic::{Diagnostic, Severity, render};
 use crate::provider::Health;
 use crate::provider::docker;
 use crate::provider::files::{self, Stack};
+use crate::proxy::authority::{self, Stamps};
 use crate::proxy::limit::Limits;
 use crate::snapshot::{Snapshot, merge};
 use crate::state::{Difference, Live, State};
@@ -126,6 +127,7 @@ pub struct Publisher {
     pub limits: Arc<Limits>,
     /// Told of each new state.
     pub swapped: watch::Sender<()>,
+    stamps: Stamps,
     metrics: Arc<Metrics>,
 }
 
@@ -135,7 +137,7 @@ impl Publisher {
         let empty = State::build(config.borrow().clone(), Arc::new(Snapshot::default()));
         let live = Arc::new(Live::new(empty));
         let (ledger, limits, swapped) = (Arc::default(), Arc::default(), watch::Sender::default());
-        let mut publisher = Publisher { config, sources, live, ledger, limits, swapped, metrics };
+        let mut publisher = Publisher { config, sources, live, ledger, limits, swapped, stamps: Stamps::default(), metrics };
         publisher.publish();
         publisher
     }
@@ -146,6 +148,7 @@ impl Publisher {
             let more = tokio::select! {
                 more = self.sources.changed() => more,
                 word = self.config.changed() => word.is_ok(),
+                () = self.stamps.changed() => true,
             };
             if !more {
                 return;
@@ -157,7 +160,8 @@ impl Publisher {
     fn publish(&mut self) {
         let config = self.config.borrow_and_update().clone();
         let snapshot = Arc::new(self.sources.snapshot());
-        let state = State::build(config, snapshot);
+        let state = State::build(config, snapshot).with_authorities(authority::read);
+        self.stamps.keep(state.authorities.keys());
         self.ledger.admit(state.pools());
         let Some(difference) = self.live.publish(state) else { return };
         let state = self.live.load();

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,15 +25,15 @@ use crate::certificate::challenge::{self, Challenges};
 use crate::certificate::tls::{Shown, Terms};
 use crate::proxy::handshake::{ClientCertificate, Handshake};
 use crate::proxy::socket::Socket;
-use crate::state::State;
+use crate::state::{Route, State};
 
 /// The settings of handshakes: one for clients that need not say who they are, one for each authority that clients may prove
 /// themselves by.
 pub struct Settings {
     pub terms: Terms,
     pub open: Arc<ServerConfig>,
-    /// By the label's value.
-    pub asking: HashMap<Arc<str>, Arc<ServerConfig>>,
+    /// By the authorities' file.
+    pub asking: HashMap<Arc<Path>, Arc<ServerConfig>>,
 }
 
 /// What all HTTPS listeners share.
@@ -52,10 +53,12 @@ struct Begun {
     _admitted: Option<Admitted>,
 }
 
-/// A secured connection.
-pub struct Secured {
-    pub socket: Socket,
-    pub handshake: Arc<Handshake>,
+/// What became of a connection.
+pub enum Secured {
+    /// It is secured here.
+    Here { socket: Socket, handshake: Arc<Handshake> },
+    /// It is for a service that secures it itself. All that was read of it is in `unread`.
+    Elsewhere { tcp: TcpStream, unread: BytesMut, name: Box<str>, route: Arc<Route> },
 }
 
 /// Why there is no secured connection.
@@ -99,7 +102,7 @@ impl Terminator {
         client: Option<IpAddr>,
         state: &Arc<State>,
     ) -> Result<Option<Secured>, Failed> {
-        let (accepted, _bytes) = match hello::read(&mut tcp, unread).await? {
+        let (accepted, bytes) = match hello::read(&mut tcp, unread).await? {
             First::Hello { accepted, bytes } => (accepted, bytes),
             First::Other { request } => {
                 if request {
@@ -115,6 +118,10 @@ impl Terminator {
         let began = Instant::now();
         let hello = accepted.client_hello();
         let name = hello.server_name().map(Box::<str>::from);
+        if let Some((name, route)) = name.clone().and_then(|name| Some((name.clone(), state.passthrough.find(&name)?.clone()))) {
+            return Ok(Some(Secured::Elsewhere { tcp, unread: bytes, name, route }));
+        }
+        drop(bytes);
         if is_validation(&hello) {
             self.validate(tcp, *accepted, name.as_deref()).await?;
             return Ok(None);
@@ -127,7 +134,7 @@ impl Terminator {
         drop(begun);
         let client = proof(&tls, authority.as_ref())?;
         let handshake = Handshake { server_name: name, shown, asked: authority, client, took: began.elapsed() };
-        Ok(Some(Secured { socket: Socket::Secure(Box::new(tls)), handshake: Arc::new(handshake) }))
+        Ok(Some(Secured::Here { socket: Socket::Secure(Box::new(tls)), handshake: Arc::new(handshake) }))
     }
 
     /// A place among the handshakes.
@@ -140,7 +147,7 @@ impl Terminator {
         Ok(Begun { _place: self.places.clone().acquire_owned().await.ok(), _admitted: admitted })
     }
 
-    fn config(&self, authority: Option<&Arc<str>>) -> Arc<ServerConfig> {
+    fn config(&self, authority: Option<&Arc<Path>>) -> Arc<ServerConfig> {
         let settings = self.settings.load();
         // An authority that cannot be read has no settings: nobody can prove anything, and the route stays closed to all.
         authority.and_then(|authority| settings.asking.get(authority)).unwrap_or(&settings.open).clone()
@@ -157,7 +164,7 @@ impl Terminator {
 }
 
 /// Who the client proved to be.
-fn proof(tls: &TlsStream<TcpStream>, authority: Option<&Arc<str>>) -> Result<Option<ClientCertificate>, Failed> {
+fn proof(tls: &TlsStream<TcpStream>, authority: Option<&Arc<Path>>) -> Result<Option<ClientCertificate>, Failed> {
     let Some((authority, chain)) = authority.zip(tls.get_ref().1.peer_certificates()) else { return Ok(None) };
     let Some(der) = chain.first() else { return Ok(None) };
     let (_, certificate) = X509Certificate::from_der(der).map_err(|_| Failed::Certificate)?;

@@ -7,7 +7,7 @@ use std::net::TcpListener as StdListener;
 use std::thread::{self, JoinHandle};
 
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, RuntimeMetrics};
+use tokio::runtime::{Builder, Handle, RuntimeMetrics};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ pub trait Serve: Clone + Send + 'static {
 #[derive(Default)]
 pub struct Workers {
     threads: Vec<JoinHandle<()>>,
-    runtimes: Vec<RuntimeMetrics>,
+    runtimes: Vec<Handle>,
 }
 
 impl Workers {
@@ -42,7 +42,7 @@ impl Workers {
         let listeners = listeners.into_iter().map(|(listener, serve)| Ok((listener.try_clone()?, serve)));
         let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        self.runtimes.push(runtime.metrics());
+        self.runtimes.push(runtime.handle().clone());
         let (alive, gone) = oneshot::channel::<()>();
         let token = ended.clone();
         let body = move || {
@@ -61,7 +61,12 @@ impl Workers {
 
     /// What the threads' runtimes tell of themselves.
     pub fn runtimes(&self) -> impl Iterator<Item = RuntimeMetrics> {
-        self.runtimes.iter().cloned()
+        self.runtimes.iter().map(Handle::metrics)
+    }
+
+    /// The threads' runtimes, to give them what was accepted elsewhere.
+    pub fn handles(&self) -> Vec<Handle> {
+        self.runtimes.clone()
     }
 
     /// Waits for the threads; they end soon after `ended`.

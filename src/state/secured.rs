@@ -2,9 +2,11 @@
 //! clients of a host may prove themselves.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::Told;
+use super::authority;
 use super::claim::{Claim, subject};
 use crate::certificate::wanted::Wish;
 use crate::certificate::{Mode, Source};
@@ -16,6 +18,7 @@ use crate::route::HostPattern;
 pub(super) fn settle(claims: &mut [Claim<'_>], config: &Config, findings: &mut Vec<Diagnostic>) {
     let listens = !config.https.listen.is_empty();
     for claim in claims {
+        locate(claim, config, findings);
         let tls = &mut claim.route.tls;
         let source = tls.source.unwrap_or_else(|| usual_source(config));
         // What everybody's browser trusts can be redirected to; a warning page cannot, unless it was asked for.
@@ -50,6 +53,19 @@ pub(super) fn settle(claims: &mut [Claim<'_>], config: &Config, findings: &mut V
     }
 }
 
+/// Where the file of the authorities lies; a route whose label names none that it may have is closed.
+fn locate(claim: &mut Claim<'_>, config: &Config, findings: &mut Vec<Diagnostic>) {
+    let Some(value) = claim.spec.get("client-ca") else { return };
+    match authority::path(claim.service, config, value) {
+        Ok(path) => claim.route.tls.client_ca = Some(path),
+        Err(finding) => {
+            claim.route.tls.client_ca = None;
+            claim.route.access.closed.get_or_insert_with(|| format!("`{}` names no file that it may", brief(&value.label)));
+            findings.push(finding.of(subject(claim.service)));
+        }
+    }
+}
+
 /// The finding, at the label that it is about or else at the one that says what the route matches.
 fn at(claim: &Claim<'_>, key: &str, finding: Diagnostic) -> Diagnostic {
     let finding = match claim.spec.get(key).or_else(|| claim.label()) {
@@ -66,14 +82,14 @@ fn usual_source(_config: &Config) -> Source {
 
 /// Hosts that ask their clients for certificates: by exact name, and by what follows `*.`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Authorities {
-    exact: HashMap<String, Arc<str>>,
-    wildcard: HashMap<String, Arc<str>>,
+pub struct ClientAuthorities {
+    exact: HashMap<String, Arc<Path>>,
+    wildcard: HashMap<String, Arc<Path>>,
 }
 
-impl Authorities {
-    /// The label's value for `name`, if there is one.
-    pub(super) fn find(&self, name: &str) -> Option<&Arc<str>> {
+impl ClientAuthorities {
+    /// The file of the authorities for `name`, if it has any.
+    pub(super) fn find(&self, name: &str) -> Option<&Arc<Path>> {
         if self.exact.is_empty() && self.wildcard.is_empty() {
             return None;
         }
@@ -81,14 +97,14 @@ impl Authorities {
     }
 
     /// All of them, each once.
-    pub fn all(&self) -> BTreeSet<Arc<str>> {
+    pub fn all(&self) -> BTreeSet<Arc<Path>> {
         self.exact.values().chain(self.wildcard.values()).cloned().collect()
     }
 }
 
 /// The authorities of all hosts. A handshake comes before any path, so a host has one: the oldest route's. Others are closed.
-pub(super) fn authorities(claims: &mut [Claim<'_>], findings: &mut Vec<Diagnostic>) -> Authorities {
-    let mut authorities = Authorities::default();
+pub(super) fn authorities(claims: &mut [Claim<'_>], findings: &mut Vec<Diagnostic>) -> ClientAuthorities {
+    let mut authorities = ClientAuthorities::default();
     for claim in claims {
         let Some(authority) = claim.route.tls.client_ca.clone() else { continue };
         for host in claim.matching.alternatives.iter().flat_map(|matcher| matcher.hosts.clone()) {
@@ -108,7 +124,7 @@ pub(super) fn authorities(claims: &mut [Claim<'_>], findings: &mut Vec<Diagnosti
             };
             let there = map.entry(name.clone()).or_insert_with(|| authority.clone());
             if *there != authority {
-                let why = format!("`{name}` asks its clients for a certificate of `{}` already", brief(there));
+                let why = format!("`{name}` asks its clients for a certificate of `{}` already", brief(&there.display().to_string()));
                 let finding = Diagnostic::error("client-ca-twice", format!("{why}: this route is closed"));
                 findings.push(at(
                     claim,
