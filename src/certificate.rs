@@ -2,8 +2,15 @@
 //! The pure part decides; the children named by a technology ask certificate authorities, DNS servers and the file system.
 
 pub mod challenge;
+mod cloudflare;
+pub mod dns;
+mod hook;
+mod journal;
 pub mod label;
+mod ovh;
 pub mod record;
+mod rfc2136;
 pub mod wanted;
+pub mod zone;
 
 pub use label::{KEYS, Mode, Source, Tls, parse};
