@@ -1,6 +1,7 @@
 //! Certificates: which ones labels want, which ones there are, what is to be done about the difference, and which one a client gets.
 //! The pure part decides; the children named by a technology ask certificate authorities, DNS servers and the file system.
 
+mod api;
 pub mod challenge;
 mod cloudflare;
 pub mod dns;
