@@ -2,6 +2,7 @@
 
 mod deploys;
 mod discovery;
+mod dns;
 mod edge;
 mod front;
 mod handover;
