@@ -24,7 +24,7 @@ const PURE_CHILDREN: [&str; 7] = ["label", "config", "route", "upstream", "traff
 
 /// Children of pure parents that act all the same, each for a reason: checks ask tasks over the network, certificates are asked of
 /// authorities, DNS servers and the file system.
-const ACTING_CHILDREN: &[(&str, &str)] = &[("upstream", "probe")];
+const ACTING_CHILDREN: &[(&str, &str)] = &[("upstream", "probe"), ("certificate", "files"), ("certificate", "local")];
 
 /// Neighbours of one rank that may see each other: the configuration writes durations and meanings as labels do, and a
 /// snapshot carries the findings about the stack files that it was read from.
