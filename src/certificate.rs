@@ -2,17 +2,22 @@
 //! The pure part decides; the children named by a technology ask certificate authorities, DNS servers and the file system.
 
 mod api;
+pub mod authority;
 pub mod challenge;
-pub mod keyring;
 mod cloudflare;
 pub mod dns;
+pub mod files;
 mod hook;
 mod journal;
+pub mod keyring;
 pub mod label;
+pub mod local;
 mod ovh;
+pub mod pairs;
+pub mod pem;
 pub mod record;
-pub mod tls;
 mod rfc2136;
+pub mod tls;
 pub mod wanted;
 pub mod zone;
 

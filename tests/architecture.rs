@@ -25,15 +25,17 @@ const PURE_CHILDREN: [&str; 7] = ["label", "config", "route", "upstream", "traff
 /// Children of pure parents that act all the same, each for a reason: checks ask tasks over the network, certificates are asked of
 /// authorities, DNS servers and the file system.
 const ACTING_CHILDREN: &[(&str, &str)] = &[
-    ("upstream", "probe"),
     ("certificate", "api"),
     ("certificate", "cloudflare"),
     ("certificate", "dns"),
+    ("certificate", "files"),
     ("certificate", "hook"),
     ("certificate", "journal"),
+    ("certificate", "local"),
     ("certificate", "ovh"),
     ("certificate", "rfc2136"),
     ("certificate", "zone"),
+    ("upstream", "probe"),
 ];
 
 /// Neighbours of one rank that may see each other: the configuration writes durations and meanings as labels do, and a

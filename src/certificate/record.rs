@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::Source;
+use super::pem::{self, Flaw};
 
 /// Text that never shows: not in logs, errors or debug output; wiped from memory when dropped.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +54,7 @@ pub struct Record {
     pub names: Vec<String>,
     /// PEM, leaf first.
     pub chain: String,
-    /// PEM, PKCS#8.
+    /// PEM: PKCS#8, PKCS#1 or SEC1.
     pub key: Secret,
     pub not_before: Timestamp,
     pub not_after: Timestamp,
@@ -62,4 +63,27 @@ pub struct Record {
     /// Since when no label wants it.
     #[serde(default)]
     pub unwanted_since: Option<Timestamp>,
+}
+
+/// Of a certificate, what its texts do not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// As in [`Record::id`].
+    pub id: String,
+    pub service: String,
+    pub source: Source,
+    pub issuer: Option<String>,
+}
+
+impl Record {
+    /// The certificate in `chain` that belongs to `key`: PEM, in any order, also both in one text.
+    ///
+    /// # Errors
+    /// What keeps it from being served; that it expired does not.
+    pub fn from_pem(origin: Origin, chain: &str, key: &str) -> Result<Record, Flaw> {
+        let read = pem::read(chain, key)?;
+        let Origin { id, service, source, issuer } = origin;
+        let pem::Read { chain, key, names, not_before, not_after } = read;
+        Ok(Record { id, service, source, issuer, names, chain, key, not_before, not_after, window: None, unwanted_since: None })
+    }
 }

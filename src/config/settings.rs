@@ -9,8 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::given::Given;
-use super::{AccessLogFormat, Config, Profile, ProxyProtocol, ServerTiming, TraceTrust};
-use super::{AccessLogFormat, Config, DnsProvider, ProxyProtocol, ServerTiming, TraceTrust, TsigAlgorithm, dns};
+use super::{AccessLogFormat, Config, DnsProvider, Profile, ProxyProtocol, ServerTiming, TraceTrust, TsigAlgorithm, dns};
 use crate::diagnostic::{Diagnostic, brief, nearest};
 use crate::label::{SismicsAuth, Value, bytes as label_bytes, duration as label_duration};
 
