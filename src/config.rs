@@ -2,8 +2,10 @@
 //! Every key has a default that serves; a misspelled key is an error, because a setting that does nothing is worse than none.
 
 mod given;
+mod issuer;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +16,7 @@ use crate::diagnostic::{Diagnostic, Severity, nearest};
 use crate::label::SismicsAuth;
 
 use self::given::Given;
+pub use self::issuer::{Acme, Challenge, Issuer};
 pub use self::settings::{SETTINGS, Setting};
 
 /// All settings. `config/skep.toml` lists every key with its default.
@@ -31,6 +34,9 @@ pub struct Config {
     pub labels: Labels,
     pub state: StateDirectory,
     pub upgrade: Upgrade,
+    pub acme: Acme,
+    /// By name: the known ones, and those of `[issuer.NAME]`.
+    pub issuers: BTreeMap<String, Issuer>,
 }
 
 /// Addresses to listen on; empty: off.
@@ -267,6 +273,8 @@ impl Default for Config {
             labels: Labels { sismics_auth: SismicsAuth::Both },
             state: StateDirectory { directory: Some(PathBuf::from("/var/lib/skep")) },
             upgrade: Upgrade { socket: Some(PathBuf::from("upgrade.sock")) },
+            acme: Acme::default(),
+            issuers: Issuer::known().map(|issuer| (issuer.name.clone(), issuer)).collect(),
         }
     }
 }

@@ -24,7 +24,14 @@ const PURE_CHILDREN: [&str; 7] = ["label", "config", "route", "upstream", "traff
 
 /// Children of pure parents that act all the same, each for a reason: checks ask tasks over the network, certificates are asked of
 /// authorities, DNS servers and the file system.
-const ACTING_CHILDREN: &[(&str, &str)] = &[("upstream", "probe")];
+const ACTING_CHILDREN: &[(&str, &str)] = &[
+    ("upstream", "probe"),
+    ("certificate", "account"),
+    ("certificate", "acme"),
+    ("certificate", "order"),
+    ("certificate", "probe"),
+    ("certificate", "transport"),
+];
 
 /// Neighbours of one rank that may see each other: the configuration writes durations and meanings as labels do, and a
 /// snapshot carries the findings about the stack files that it was read from.
