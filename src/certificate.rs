@@ -6,11 +6,18 @@ pub mod acme;
 pub mod ari;
 pub mod chain;
 pub mod challenge;
+mod cloudflare;
+pub mod dns;
 pub mod failure;
+mod hook;
+mod journal;
 pub mod label;
 pub mod order;
+mod ovh;
 pub mod record;
+mod rfc2136;
 pub mod transport;
 pub mod wanted;
+pub mod zone;
 
 pub use label::{KEYS, Mode, Source, Tls, parse};

@@ -1,6 +1,7 @@
 //! The static configuration: `skep.toml` and the environment, text -> [`Config`] or findings with a caret.
 //! Every key has a default that serves; a misspelled key is an error, because a setting that does nothing is worse than none.
 
+pub mod dns;
 mod given;
 mod issuer;
 mod settings;
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 use crate::diagnostic::{Diagnostic, Severity, nearest};
 use crate::label::SismicsAuth;
 
+pub use self::dns::{Dns, DnsProvider, TsigAlgorithm};
 use self::given::Given;
 pub use self::issuer::{Acme, Challenge, Issuer};
 pub use self::settings::{SETTINGS, Setting};
@@ -32,6 +34,7 @@ pub struct Config {
     pub log: Log,
     pub otlp: Otlp,
     pub labels: Labels,
+    pub dns: Dns,
     pub state: StateDirectory,
     pub upgrade: Upgrade,
     pub acme: Acme,
@@ -271,6 +274,7 @@ impl Default for Config {
                 trust: TraceTrust::TrustedProxies,
             },
             labels: Labels { sismics_auth: SismicsAuth::Both },
+            dns: Dns::default(),
             state: StateDirectory { directory: Some(PathBuf::from("/var/lib/skep")) },
             upgrade: Upgrade { socket: Some(PathBuf::from("upgrade.sock")) },
             acme: Acme::default(),
@@ -379,6 +383,7 @@ fn contradictions(config: &Config) -> Vec<Diagnostic> {
             .help("list the addresses of the load balancer in front, e.g. trusted-proxies = [\"10.0.0.0/8\"]"),
         );
     }
+    findings.extend(dns::missing(&config.dns));
     let all: Vec<&SocketAddr> = config.http.listen.iter().chain(&config.https.listen).chain(&config.admin.listen).collect();
     for (index, address) in all.iter().enumerate() {
         let Some(other) =
@@ -414,6 +419,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     note(old.log != new.log, "log");
     let exporter = |otlp: &Otlp| (otlp.endpoint.clone(), otlp.service_name.clone(), otlp.headers_file.clone());
     note(exporter(&old.otlp) != exporter(&new.otlp), "otlp");
+    note(old.dns != new.dns, "dns");
     note(old.state != new.state, "state.directory");
     note(old.upgrade != new.upgrade, "upgrade.socket");
     note(old.proxy.h2c != new.proxy.h2c, "proxy.h2c");

@@ -31,6 +31,14 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("certificate", "order"),
     ("certificate", "probe"),
     ("certificate", "transport"),
+    ("certificate", "api"),
+    ("certificate", "cloudflare"),
+    ("certificate", "dns"),
+    ("certificate", "hook"),
+    ("certificate", "journal"),
+    ("certificate", "ovh"),
+    ("certificate", "rfc2136"),
+    ("certificate", "zone"),
 ];
 
 /// Neighbours of one rank that may see each other: the configuration writes durations and meanings as labels do, and a

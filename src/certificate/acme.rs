@@ -14,8 +14,9 @@ use tokio::time::{sleep, timeout};
 
 use super::account::{self, Accounts, Holder};
 use super::challenge::Challenges;
+use super::dns::Dns;
 use super::failure::{AccountProblem, Blame, Failure, Refusal, is_passing, kind_of};
-use super::order::{self, Answers, Dns};
+use super::order::{self, Answers};
 use super::record::{Record, Secret, Window};
 use super::transport::Transport;
 use super::{ari, chain};
@@ -68,7 +69,7 @@ impl Default for Limits {
 pub struct Acme {
     challenges: Arc<Challenges>,
     accounts: Arc<dyn Accounts>,
-    dns: Option<Arc<dyn Dns>>,
+    dns: Option<Arc<Dns>>,
     limits: Limits,
     /// By root file.
     transports: DashMap<Option<PathBuf>, Transport>,
@@ -78,7 +79,7 @@ pub struct Acme {
 
 impl Acme {
     /// Answers go to `challenges`, which the listeners read; TXT records to `dns`, without which there are no wildcards.
-    pub fn new(challenges: Arc<Challenges>, accounts: Arc<dyn Accounts>, dns: Option<Arc<dyn Dns>>, limits: Limits) -> Acme {
+    pub fn new(challenges: Arc<Challenges>, accounts: Arc<dyn Accounts>, dns: Option<Arc<Dns>>, limits: Limits) -> Acme {
         Acme { challenges, accounts, dns, limits, transports: DashMap::new(), registering: DashMap::new() }
     }
 

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use instant_acme::{AuthorizationStatus, ChallengeHandle, ChallengeStatus, ChallengeType, Order, OrderStatus, Problem};
 use jiff::Timestamp;
 use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair, PublicKeyData};
@@ -16,75 +15,66 @@ use tokio::time::{sleep, timeout};
 use super::acme::{Issued, Request, patiently, proof};
 use super::chain;
 use super::challenge::{Challenges, Live};
+use super::dns::{self, Dns, Fault, Published};
 use super::failure::{Blame, Failure, Refusal, is_passing, kind_of};
 use super::record::Secret;
 use super::transport::Transport;
 use crate::config::Challenge;
 
-/// Puts TXT records into a zone, for DNS-01.
-#[async_trait]
-pub trait Dns: Send + Sync {
-    /// Adds a TXT record `name` (`_acme-challenge.example.com`) beside those that are there.
-    async fn add(&self, name: &str, value: &str) -> Result<(), String>;
-    /// Takes that record away and leaves the others.
-    async fn remove(&self, name: &str, value: &str) -> Result<(), String>;
-    /// Returns when the zone's servers answer with the record.
-    async fn visible(&self, name: &str, value: &str) -> Result<(), String>;
-}
-
 /// The answers of one order, for as long as it lasts.
 pub struct Answers {
     challenges: Arc<Challenges>,
-    dns: Option<Arc<dyn Dns>>,
+    dns: Option<Arc<Dns>>,
     live: Vec<Live>,
-    records: Vec<(String, String)>,
+    records: Vec<Published>,
 }
 
 impl Answers {
-    pub fn new(challenges: Arc<Challenges>, dns: Option<Arc<dyn Dns>>) -> Answers {
+    pub fn new(challenges: Arc<Challenges>, dns: Option<Arc<Dns>>) -> Answers {
         Answers { challenges, dns, live: Vec::new(), records: Vec::new() }
     }
 
     /// Makes the answer to `asked` ready to be found.
-    async fn give(&mut self, name: &str, asked: &ChallengeHandle<'_>, by: Challenge) -> Result<(), String> {
+    async fn give(&mut self, name: &str, asked: &ChallengeHandle<'_>, by: Challenge) -> Result<(), Refusal> {
         let answer = asked.key_authorization();
         match by {
             Challenge::Http01 => self.live.push(self.challenges.answer_http(&asked.token, answer.as_str().to_owned())),
             Challenge::TlsAlpn01 => {
-                let certificate = validation_certificate(name, answer.digest().as_ref())?;
+                let certificate = validation_certificate(name, answer.digest().as_ref());
+                let certificate = certificate.map_err(|text| Refusal::ours("challenge", Blame::Edge, text))?;
                 self.live.push(self.challenges.answer_tls(&server_name(name), Arc::new(certificate)));
             }
             Challenge::Dns01 => {
-                let dns = self.dns.as_ref().ok_or("no DNS provider is configured")?;
-                let record = (format!("_acme-challenge.{}", name.trim_start_matches("*.")), answer.dns_value());
-                dns.add(&record.0, &record.1).await?;
-                self.records.push(record);
+                let off = || Refusal::ours("dns-settings", Blame::Edge, "no DNS provider is configured");
+                let dns = self.dns.as_ref().ok_or_else(off)?;
+                self.records.push(dns.publish(name, &answer.dns_value()).await.map_err(|error| by_dns(&error))?);
             }
         }
         Ok(())
     }
 
     /// Until all records can be seen.
-    async fn visible(&self) -> Result<(), String> {
-        let Some(dns) = &self.dns else { return Ok(()) };
-        for (name, value) in &self.records {
-            dns.visible(name, value).await?;
+    async fn visible(&self) -> Result<(), Refusal> {
+        match &self.dns {
+            Some(dns) if !self.records.is_empty() => dns.wait(&self.records).await.map_err(|error| by_dns(&error)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
-    /// Takes everything away again. What cannot be taken away does no harm, and is said.
+    /// Takes everything away again. What cannot be taken away does no harm; whoever published it has said so.
     pub async fn withdraw(self) {
-        const LONGEST: Duration = Duration::from_secs(30);
-        let Some(dns) = &self.dns else { return };
-        for (name, value) in &self.records {
-            match timeout(LONGEST, dns.remove(name, value)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(name, error, "a challenge's TXT record stays"),
-                Err(_) => tracing::warn!(name, "a challenge's TXT record stays: the DNS provider did not answer"),
-            }
-        }
+        futures_util::future::join_all(self.records.into_iter().map(Published::remove)).await;
     }
+}
+
+/// What a DNS provider's failure means for the name.
+fn by_dns(error: &dns::Error) -> Refusal {
+    let (kind, blame) = match error.fault {
+        Fault::Settings => ("dns-settings", Blame::Edge),
+        Fault::Zone => ("dns-zone", Blame::Name),
+        Fault::Provider | Fault::Network => ("dns-provider", Blame::Edge),
+    };
+    Refusal::ours(kind, blame, error.to_string())
 }
 
 /// Answers the challenges of all names, then tells the authority that it may look.
@@ -107,18 +97,12 @@ pub async fn prove(order: &mut Order, request: &Request<'_>, answers: &mut Answe
             let text = format!("the authority does not offer {} for it: set acme.challenge to another", word(by));
             return Err(Failure::name(&name, Refusal::ours("challenge", Blame::Edge, text)));
         };
-        let given = answers.give(&name, &challenge, by).await;
-        given.map_err(|text| Failure::name(&name, Refusal::ours("challenge", Blame::Edge, text)))?;
+        answers.give(&name, &challenge, by).await.map_err(|refusal| Failure::name(&name, refusal))?;
         open.insert(name);
     }
-    answers.visible().await.map_err(|text| {
-        let refusal = Refusal::ours("dns", Blame::Edge, text);
-        Failure::Names(
-            open.iter()
-                .filter(|name| proof(name, request.challenge) == Challenge::Dns01)
-                .map(|name| (name.clone(), refusal.clone()))
-                .collect(),
-        )
+    answers.visible().await.map_err(|refusal| {
+        let by_dns = open.iter().filter(|name| proof(name, request.challenge) == Challenge::Dns01);
+        Failure::Names(by_dns.map(|name| (name.clone(), refusal.clone())).collect())
     })?;
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::given::Given;
-use super::{AccessLogFormat, Config, ProxyProtocol, ServerTiming, TraceTrust};
+use super::{AccessLogFormat, Config, DnsProvider, ProxyProtocol, ServerTiming, TraceTrust, TsigAlgorithm, dns};
 use crate::diagnostic::{Diagnostic, brief, nearest};
 use crate::label::{SismicsAuth, Value, bytes as label_bytes, duration as label_duration};
 
@@ -54,6 +54,20 @@ const MEANINGS: &[(&str, SismicsAuth)] = &[("both", SismicsAuth::Both), ("route"
 const TIMINGS: &[(&str, ServerTiming)] = &[("off", ServerTiming::Off), ("on", ServerTiming::On), ("on-request", ServerTiming::OnRequest)];
 const TRUST: &[(&str, TraceTrust)] =
     &[("trusted-proxies", TraceTrust::TrustedProxies), ("all", TraceTrust::All), ("none", TraceTrust::None)];
+
+const DNS_PROVIDERS: &[(&str, DnsProvider)] = &[
+    ("off", DnsProvider::Off),
+    ("rfc2136", DnsProvider::Rfc2136),
+    ("cloudflare", DnsProvider::Cloudflare),
+    ("ovh", DnsProvider::Ovh),
+    ("exec", DnsProvider::Exec),
+];
+const TSIG_ALGORITHMS: &[(&str, Option<TsigAlgorithm>)] = &[
+    ("off", None),
+    ("hmac-sha256", Some(TsigAlgorithm::Sha256)),
+    ("hmac-sha384", Some(TsigAlgorithm::Sha384)),
+    ("hmac-sha512", Some(TsigAlgorithm::Sha512)),
+];
 
 /// All settings, in the order of `config/skep.toml`, which says what each is about.
 pub const SETTINGS: &[Setting] = &[
@@ -103,6 +117,25 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("otlp.headers-file", |c, g| put(&mut c.otlp.headers_file, optional_path(g))),
     Setting::new("otlp.trust", |c, g| put(&mut c.otlp.trust, word(g, TRUST))),
     Setting::new("labels.sismics_auth", |c, g| put(&mut c.labels.sismics_auth, word(g, MEANINGS))),
+    Setting::new("dns.provider", |c, g| put(&mut c.dns.provider, word(g, DNS_PROVIDERS))),
+    Setting::new("dns.server", |c, g| put(&mut c.dns.server, optional_text(g, "ns1.example.com"))),
+    Setting::new("dns.tsig-name", |c, g| put(&mut c.dns.tsig_name, optional_text(g, "skep"))),
+    Setting::new("dns.tsig-algorithm", |c, g| put(&mut c.dns.tsig_algorithm, word(g, TSIG_ALGORITHMS))),
+    Setting::new("dns.tsig-key-file", |c, g| put(&mut c.dns.tsig_key_file, optional_path(g))),
+    Setting::new("dns.cloudflare-token-file", |c, g| put(&mut c.dns.cloudflare_token_file, optional_path(g))),
+    Setting::new("dns.cloudflare-api", |c, g| {
+        put(&mut c.dns.cloudflare_api, text(g, "https://api.cloudflare.com/client/v4").and_then(|url| dns::api(&url)))
+    }),
+    Setting::new("dns.ovh-endpoint", |c, g| put(&mut c.dns.ovh_endpoint, ovh_endpoint(g))),
+    Setting::new("dns.ovh-application-key", |c, g| put(&mut c.dns.ovh_application_key, optional_text(g, "7kbG7Bk7S9Nt7ZSV"))),
+    Setting::new("dns.ovh-application-secret-file", |c, g| put(&mut c.dns.ovh_application_secret_file, optional_path(g))),
+    Setting::new("dns.ovh-consumer-key-file", |c, g| put(&mut c.dns.ovh_consumer_key_file, optional_path(g))),
+    Setting::new("dns.command", |c, g| put(&mut c.dns.command, if is_off(g) { Ok(Vec::new()) } else { names(g) })),
+    Setting::new("dns.command-timeout", |c, g| put(&mut c.dns.command_timeout, duration(g, ms(100)..=HOUR))),
+    Setting::new("dns.resolver", |c, g| put(&mut c.dns.resolver, dns::servers(g))),
+    Setting::new("dns.nameservers", |c, g| put(&mut c.dns.nameservers, dns::servers(g))),
+    Setting::new("dns.propagation-timeout", |c, g| put(&mut c.dns.propagation_timeout, duration(g, Duration::ZERO..=HOUR))),
+    Setting::new("dns.ttl", |c, g| put(&mut c.dns.ttl, number(g, 1..=86_400).map(|seconds| seconds as u32))),
     Setting::new("state.directory", |c, g| put(&mut c.state.directory, optional_path(g))),
     Setting::new("upgrade.socket", |c, g| put(&mut c.upgrade.socket, optional_path(g))),
 ];
@@ -163,6 +196,21 @@ fn optional_path(given: &Given) -> Read<Option<PathBuf>> {
         return Ok(None);
     }
     text(given, "/path").map(|path| Some(PathBuf::from(path)))
+}
+
+fn optional_text(given: &Given, example: &str) -> Read<Option<String>> {
+    if is_off(given) {
+        return Ok(None);
+    }
+    text(given, example).map(Some)
+}
+
+fn ovh_endpoint(given: &Given) -> Read<String> {
+    let text = text(given, "ovh-eu")?;
+    match text.as_str() {
+        "ovh-eu" | "ovh-ca" | "ovh-us" => Ok(text),
+        _ => dns::api(&text).map_err(|wrong| wrong.help("write \"ovh-eu\", \"ovh-ca\" or \"ovh-us\"")),
+    }
 }
 
 fn endpoint(given: &Given) -> Read<String> {

@@ -28,7 +28,7 @@ impl World {
         let accounts = Arc::new(Memory::default());
         let names = TestNames::of(&pebble);
         let answering = Answering::start(&challenges, pebble.http_port, pebble.tls_port).await;
-        let acme = Acme::new(Arc::clone(&challenges), accounts.clone(), Some(names.clone()), Limits::default());
+        let acme = Acme::new(Arc::clone(&challenges), accounts.clone(), Some(pebble.provider(&names)), Limits::default());
         World { pebble, challenges, accounts, names, acme, _answering: answering }
     }
 

@@ -19,8 +19,9 @@ use tokio_rustls::TlsAcceptor;
 
 use skep::certificate::account::Accounts;
 use skep::certificate::challenge::{ALPN, Challenges};
-use skep::certificate::order::Dns;
+use skep::certificate::dns::{Dns, Error, Provider, Record};
 use skep::certificate::record::Secret;
+use skep::certificate::zone::Zones;
 use skep::config;
 
 use crate::harness::{request, send};
@@ -174,6 +175,12 @@ impl Pebble {
         Process(child.unwrap_or_else(|error| panic!("{program:?}: {error}; `./dev test` installs it, as does `apt-get install pebble`")))
     }
 
+    /// The same DNS as Skep uses it.
+    pub fn provider(&self, names: &Arc<TestNames>) -> Arc<Dns> {
+        let server = SocketAddr::from(([127, 0, 0, 1], self.dns_port));
+        Arc::new(Dns::new(names.clone(), Zones::new(&[server], vec![server]).unwrap(), None, Duration::from_secs(20)))
+    }
+
     /// The issuer as Skep is configured for it.
     pub fn issuer(&self) -> config::Issuer {
         self.issuer_at(self.address)
@@ -210,9 +217,10 @@ async fn change_names(address: SocketAddr, what: &str, body: serde_json::Value) 
 }
 
 /// challtestsrv as a DNS provider.
+#[derive(Debug)]
 pub struct TestNames {
-    pub management: SocketAddr,
-    /// What is there now.
+    management: SocketAddr,
+    /// What is there now: names with their values.
     pub records: Mutex<Vec<(String, String)>>,
 }
 
@@ -223,21 +231,22 @@ impl TestNames {
 }
 
 #[async_trait]
-impl Dns for TestNames {
-    async fn add(&self, name: &str, value: &str) -> Result<(), String> {
-        self.records.lock().unwrap().push((name.to_owned(), value.to_owned()));
-        change_names(self.management, "set-txt", serde_json::json!({"host": format!("{name}."), "value": value})).await;
+impl Provider for TestNames {
+    async fn publish(&self, record: &Record) -> Result<(), Error> {
+        self.records.lock().unwrap().push((record.name.clone(), record.value.clone()));
+        let body = serde_json::json!({"host": format!("{}.", record.name), "value": record.value});
+        change_names(self.management, "set-txt", body).await;
         Ok(())
     }
 
-    async fn remove(&self, name: &str, value: &str) -> Result<(), String> {
-        self.records.lock().unwrap().retain(|record| *record != (name.to_owned(), value.to_owned()));
-        change_names(self.management, "clear-txt", serde_json::json!({"host": format!("{name}.")})).await;
+    async fn remove(&self, record: &Record) -> Result<(), Error> {
+        self.records.lock().unwrap().retain(|other| *other != (record.name.clone(), record.value.clone()));
+        change_names(self.management, "clear-txt", serde_json::json!({"host": format!("{}.", record.name)})).await;
         Ok(())
     }
 
-    async fn visible(&self, _: &str, _: &str) -> Result<(), String> {
-        Ok(())
+    fn needs_zone(&self) -> bool {
+        false
     }
 }
 
