@@ -3,6 +3,7 @@
 
 pub mod account;
 pub mod acme;
+mod api;
 pub mod ari;
 pub mod chain;
 pub mod challenge;

@@ -2,26 +2,18 @@
 
 use std::path::Path;
 
-use async_trait::async_trait;
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use instant_acme::{Account, AccountCredentials, Error, ExternalAccountKey, NewAccount};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::failure::{AccountProblem, Failure, kind_of};
-use super::record::Secret;
 use super::transport::Transport;
 use crate::config::Issuer;
-
-/// Where accounts are kept.
-#[async_trait]
-pub trait Accounts: Send + Sync {
-    /// What was put under `key`.
-    async fn get(&self, key: &str) -> Result<Option<Secret>, String>;
-    async fn put(&self, key: &str, value: &Secret) -> Result<(), String>;
-}
+use crate::store::{self, Store, Version};
 
 /// An account as it is kept. It holds a private key, so that it is neither shown nor logged.
 #[derive(Serialize, Deserialize)]
@@ -48,24 +40,27 @@ impl Holder<'_> {
     }
 }
 
-/// The kept account, if there is one.
+/// The kept account with its version in the store, if there is one.
 ///
 /// # Errors
 /// The store cannot be read, or the authority cannot be reached.
-pub async fn kept(holder: Holder<'_>, accounts: &dyn Accounts, transport: &Transport) -> Result<Option<Account>, Failure> {
-    let key = holder.key();
-    let Some(text) = accounts.get(&key).await.map_err(Failure::Local)? else { return Ok(None) };
-    let kept: Kept =
-        serde_json::from_str(text.reveal()).map_err(|_| Failure::Local(format!("`{key}` in the store is no account: remove it")))?;
+pub async fn kept(holder: Holder<'_>, store: &dyn Store, transport: &Transport) -> Result<Option<(Account, Version)>, Failure> {
+    let Some((kept, version)) = store::read::<Kept>(store, &holder.key()).await.map_err(local)? else { return Ok(None) };
     let built = Account::builder_with_http(Box::new(transport.clone())).from_credentials(kept.credentials).await;
-    built.map(Some).map_err(|error| Failure::of(&error, &Default::default(), Timestamp::now()))
+    built.map(|account| Some((account, version))).map_err(|error| Failure::of(&error, &Default::default(), Timestamp::now()))
 }
 
-/// Registers an account and keeps it. It is asked for again where the authority refuses the nonce only: each try makes a new key.
+/// Registers an account and keeps it in place of the one of version `replaced`; if another node was first, its account is the one.
+/// Asked for again where the authority refuses the nonce only: each try makes a new key.
 ///
 /// # Errors
 /// The authority refuses, or the account cannot be kept: then it is not used, because the next start would not know it.
-pub async fn register(holder: Holder<'_>, accounts: &dyn Accounts, transport: &Transport) -> Result<Account, Failure> {
+pub async fn register(
+    holder: Holder<'_>,
+    store: &dyn Store,
+    replaced: Option<&Version>,
+    transport: &Transport,
+) -> Result<Account, Failure> {
     const TRIES: u32 = 5;
     let issuer = holder.issuer;
     let binding = binding(issuer).await?;
@@ -83,10 +78,21 @@ pub async fn register(holder: Holder<'_>, accounts: &dyn Accounts, transport: &T
         }
     };
     let kept = Kept { directory: issuer.directory.clone(), email: holder.email.map(str::to_owned), credentials };
-    let text = serde_json::to_string(&kept).map_err(|_| Failure::Local("the account has no JSON form".to_owned()))?;
-    accounts.put(&holder.key(), &Secret::new(text)).await.map_err(Failure::Local)?;
-    tracing::info!(issuer = issuer.name, account = account.id(), "registered with the certificate authority");
-    Ok(account)
+    match store::write(store, &holder.key(), &kept, replaced).await {
+        Ok(_) => {
+            tracing::info!(issuer = issuer.name, account = account.id(), "registered with the certificate authority");
+            Ok(account)
+        }
+        Err(conflict @ store::Error::Conflict { .. }) => match self::kept(holder, store, transport).await? {
+            Some((account, _)) => Ok(account),
+            None => Err(local(conflict)),
+        },
+        Err(error) => Err(local(error)),
+    }
+}
+
+fn local(error: store::Error) -> Failure {
+    Failure::Local(error.to_string())
 }
 
 fn refused(error: &Error, issuer: &Issuer) -> Failure {
@@ -109,16 +115,16 @@ fn refused(error: &Error, issuer: &Issuer) -> Failure {
 async fn binding(issuer: &Issuer) -> Result<Option<ExternalAccountKey>, Failure> {
     let (Some(kid), Some(path)) = (&issuer.eab_kid, &issuer.eab_key_file) else { return Ok(None) };
     let bad = |what: &str| Failure::Local(format!("issuer.{}.eab-key-file {}: {what}", issuer.name, Path::new(path).display()));
-    let text = tokio::fs::read_to_string(path).await.map(Secret::new).map_err(|error| bad(&error.to_string()))?;
-    let key = binding_key(text.reveal()).ok_or_else(|| bad("it must hold the key as the authority gave it, in base64"))?;
+    let text = tokio::fs::read_to_string(path).await.map(Zeroizing::new).map_err(|error| bad(&error.to_string()))?;
+    let key = binding_key(&text).ok_or_else(|| bad("it must hold the key as the authority gave it, in base64"))?;
     Ok(Some(ExternalAccountKey::new(kid.clone(), &key)))
 }
 
 /// The key that base64 in either alphabet, with or without padding, stands for.
-fn binding_key(text: &str) -> Option<zeroize::Zeroizing<Vec<u8>>> {
-    let text = zeroize::Zeroizing::new(text.trim().trim_end_matches('=').replace('+', "-").replace('/', "_"));
+fn binding_key(text: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let text = Zeroizing::new(text.trim().trim_end_matches('=').replace('+', "-").replace('/', "_"));
     let key = BASE64_URL_SAFE_NO_PAD.decode(text.as_str()).ok().filter(|key| !key.is_empty())?;
-    Some(zeroize::Zeroizing::new(key))
+    Some(Zeroizing::new(key))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
-use super::account::{self, Accounts, Holder};
+use super::account::{self, Holder};
 use super::challenge::Challenges;
 use super::dns::Dns;
 use super::failure::{AccountProblem, Blame, Failure, Refusal, is_passing, kind_of};
@@ -21,6 +21,7 @@ use super::record::{Record, Secret, Window};
 use super::transport::Transport;
 use super::{ari, chain};
 use crate::config::{Challenge, Issuer};
+use crate::store::Store;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +69,7 @@ impl Default for Limits {
 /// Asks authorities.
 pub struct Acme {
     challenges: Arc<Challenges>,
-    accounts: Arc<dyn Accounts>,
+    store: Arc<dyn Store>,
     dns: Option<Arc<Dns>>,
     limits: Limits,
     /// By root file.
@@ -78,9 +79,9 @@ pub struct Acme {
 }
 
 impl Acme {
-    /// Answers go to `challenges`, which the listeners read; TXT records to `dns`, without which there are no wildcards.
-    pub fn new(challenges: Arc<Challenges>, accounts: Arc<dyn Accounts>, dns: Option<Arc<Dns>>, limits: Limits) -> Acme {
-        Acme { challenges, accounts, dns, limits, transports: DashMap::new(), registering: DashMap::new() }
+    /// Answers go to `challenges`, which the listeners read; accounts are kept in `store`; TXT records go to `dns`, without which there are no wildcards.
+    pub fn new(challenges: Arc<Challenges>, store: Arc<dyn Store>, dns: Option<Arc<Dns>>, limits: Limits) -> Acme {
+        Acme { challenges, store, dns, limits, transports: DashMap::new(), registering: DashMap::new() }
     }
 
     /// Orders one certificate for all names of `request`, with a fresh key.
@@ -156,9 +157,10 @@ impl Acme {
     async fn account(&self, holder: Holder<'_>, dead: Option<&str>, transport: &Transport) -> Result<Account, Failure> {
         let lock = Arc::clone(&self.registering.entry(holder.key()).or_default());
         let _alone = lock.lock().await;
-        match account::kept(holder, &*self.accounts, transport).await? {
-            Some(account) if dead != Some(account.id()) => Ok(account),
-            _ => account::register(holder, &*self.accounts, transport).await,
+        let kept = account::kept(holder, &*self.store, transport).await?;
+        match kept {
+            Some((account, _)) if dead != Some(account.id()) => Ok(account),
+            kept => account::register(holder, &*self.store, kept.map(|(_, version)| version).as_ref(), transport).await,
         }
     }
 

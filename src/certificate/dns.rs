@@ -22,6 +22,8 @@ const FINDING: Duration = Duration::from_secs(60);
 const AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 /// Longer files are no secrets.
 const LONGEST_SECRET: u64 = 16 * 1024;
+/// Letters of what others say that are passed on.
+const LONGEST_SAID: usize = 500;
 
 /// Whose turn it is to repair something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,17 +116,22 @@ pub struct Published {
     record: Option<Record>,
 }
 
-/// The provider of the settings; `None` when DNS-01 is off. Leftovers are remembered below `state`.
+/// What orders use, by the settings; `None` when DNS-01 is off. Leftovers are remembered below `state`.
 pub fn from_config(dns: &config::Dns, state: Option<&Path>) -> Result<Option<Arc<Dns>>, Error> {
-    let provider: Arc<dyn Provider> = match dns.provider {
+    let Some(provider) = provider(dns)? else { return Ok(None) };
+    let zones = zone::Zones::new(&dns.resolver, dns.nameservers.clone())?;
+    Ok(Some(Arc::new(Dns::new(provider, zones, state, dns.propagation_timeout))))
+}
+
+/// The provider of the settings; `None` when DNS-01 is off. Reads the files that hold its secrets.
+pub fn provider(dns: &config::Dns) -> Result<Option<Arc<dyn Provider>>, Error> {
+    Ok(Some(match dns.provider {
         DnsProvider::Off => return Ok(None),
         DnsProvider::Rfc2136 => Arc::new(rfc2136::Rfc2136::from_config(dns)?),
         DnsProvider::Cloudflare => Arc::new(cloudflare::Cloudflare::from_config(dns)?),
         DnsProvider::Ovh => Arc::new(ovh::Ovh::from_config(dns)?),
         DnsProvider::Exec => Arc::new(hook::Hook::from_config(dns)?),
-    };
-    let zones = zone::Zones::new(&dns.resolver, dns.nameservers.clone())?;
-    Ok(Some(Arc::new(Dns::new(provider, zones, state, dns.propagation_timeout))))
+    }))
 }
 
 impl Dns {
@@ -142,16 +149,14 @@ impl Dns {
             journal.note(&record).await;
         }
         // Before the provider is asked: a failure half way, or a dropped order, must be cleaned up after too.
-        let published = Published { dns: Arc::clone(self), record: Some(record.clone()) };
-        match self.provider.publish(&record).await {
-            Ok(()) => Ok(published),
-            Err(error) => {
-                if let Err(other) = published.remove().await {
-                    tracing::debug!(name, %other, "a record that could not be published could not be removed either");
-                }
-                Err(error)
-            }
+        let mut published = Published { dns: Arc::clone(self), record: Some(record.clone()) };
+        let outcome = self.provider.publish(&record).await;
+        if outcome.as_ref().is_err_and(|error| !error.passes()) {
+            // It was refused as a whole, and so would be its removal.
+            published.record = None;
+            self.forget(&record).await;
         }
+        outcome.map(|()| published)
     }
 
     /// Waits until all authoritative servers answer with all of these records.
@@ -172,7 +177,7 @@ impl Dns {
             match self.provider.remove(&record).await {
                 Ok(()) => {
                     tracing::info!(name = record.name, "removed a DNS-01 record that an earlier run left behind");
-                    journal.forget(&record).await;
+                    self.forget(&record).await;
                     swept += 1;
                 }
                 Err(error) => tracing::warn!(name = record.name, %error, "a DNS-01 record of an earlier run could not be removed"),
@@ -206,10 +211,16 @@ impl Dns {
             tokio::time::sleep(pause).await;
             outcome = self.provider.remove(record).await;
         }
-        if let (Ok(()), Some(journal)) = (&outcome, &self.journal) {
-            journal.forget(record).await;
+        if outcome.is_ok() {
+            self.forget(record).await;
         }
         outcome
+    }
+
+    async fn forget(&self, record: &Record) {
+        if let Some(journal) = &self.journal {
+            journal.forget(record).await;
+        }
     }
 }
 
@@ -254,6 +265,13 @@ pub fn record_name(domain: &str) -> String {
     format!("{LABEL}.{domain}")
 }
 
+/// What others say, as part of one line of an error: without what could steer a terminal, and not all of it.
+pub(super) fn one_line(said: &[u8]) -> String {
+    let text = String::from_utf8_lossy(said);
+    let words = text.split(|letter: char| letter.is_control() || letter.is_whitespace()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(" ").chars().take(LONGEST_SAID).collect()
+}
+
 /// The text of a secret's file, without white space around it.
 pub(super) fn secret(setting: &str, path: Option<&Path>) -> Result<Secret, Error> {
     use std::io::Read;
@@ -273,6 +291,8 @@ pub(super) fn secret(setting: &str, path: Option<&Path>) -> Result<Secret, Error
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -281,6 +301,20 @@ mod tests {
             assert_eq!(record_name(&domain(name)), "_acme-challenge.example.com", "{name}");
         }
         assert_eq!(record_name(&domain("*.a.example.com")), "_acme-challenge.a.example.com");
+    }
+
+    #[test]
+    fn what_others_say_becomes_one_line() {
+        assert_eq!(one_line(b" \n"), "");
+        assert_eq!(one_line(b"no such\n\tzone\x1b[31m\n"), "no such zone [31m");
+        assert_eq!(one_line(&[b'x'; 10_000]).len(), LONGEST_SAID);
+    }
+
+    proptest! {
+        #[test]
+        fn what_others_say_never_steers_a_terminal(said: Vec<u8>) {
+            prop_assert!(!one_line(&said).chars().any(char::is_control));
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::config::dns::PORT;
 use crate::config::{self, TsigAlgorithm};
 
 /// One update, connection included.
-const UPDATE: Duration = Duration::from_secs(20);
+const UPDATE: Duration = Duration::from_secs(10);
 /// How far the server's clock may be off, in seconds (RFC 8945, 10).
 const FUDGE: u16 = 300;
 
@@ -322,7 +322,8 @@ mod tests {
         #[test]
         fn a_key_file_is_read_or_refused(text in r#"(key)?[ "a-z{};/\n]*"#) {
             if let Ok(read) = key(&text) {
-                prop_assert!(!format!("{read:?}").contains(read.secret.reveal()) || read.secret.reveal().len() < 3);
+                let shown = format!("{read:?}");
+                prop_assert!(shown.ends_with("secret: Secret(..) }"), "{}", shown);
             }
         }
 

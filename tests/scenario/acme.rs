@@ -15,7 +15,7 @@ use crate::pebble::{Answering, Memory, Options, Pebble, TestNames};
 struct World {
     pebble: Pebble,
     challenges: Arc<Challenges>,
-    accounts: Arc<Memory>,
+    store: Arc<Memory>,
     names: Arc<TestNames>,
     acme: Acme,
     _answering: Answering,
@@ -25,11 +25,11 @@ impl World {
     async fn with(options: Options) -> World {
         let pebble = Pebble::start(options).await;
         let challenges = Arc::new(Challenges::default());
-        let accounts = Arc::new(Memory::default());
+        let store = Arc::new(Memory::default());
         let names = TestNames::of(&pebble);
         let answering = Answering::start(&challenges, pebble.http_port, pebble.tls_port).await;
-        let acme = Acme::new(Arc::clone(&challenges), accounts.clone(), Some(pebble.provider(&names)), Limits::default());
-        World { pebble, challenges, accounts, names, acme, _answering: answering }
+        let acme = Acme::new(Arc::clone(&challenges), store.clone(), Some(pebble.provider(&names)), Limits::default());
+        World { pebble, challenges, store, names, acme, _answering: answering }
     }
 
     async fn obtain(&self, names: &[&str], challenge: Challenge) -> Result<Issued, Failure> {
@@ -61,7 +61,7 @@ async fn each_challenge_proves_names() {
         assert!(issued.not_before < issued.not_after);
         assert_eq!(issued.chain.matches("BEGIN CERTIFICATE").count(), 2, "the leaf and its issuer");
     }
-    assert_eq!(world.accounts.0.lock().unwrap().len(), 1, "one account serves all orders");
+    assert_eq!(world.store.0.lock().unwrap().len(), 1, "one account serves all orders");
     assert_eq!(*world.names.records.lock().unwrap(), [], "every record was taken away");
     assert!(format!("{:?}", world.challenges).contains("http: {}, tls: {}"), "{:?}", world.challenges);
 }

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -17,12 +19,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use skep::certificate::account::Accounts;
 use skep::certificate::challenge::{ALPN, Challenges};
 use skep::certificate::dns::{Dns, Error, Provider, Record};
-use skep::certificate::record::Secret;
 use skep::certificate::zone::Zones;
 use skep::config;
+use skep::store::{self, Change, Entry, Store, Version};
 
 use crate::harness::{request, send};
 
@@ -250,19 +251,38 @@ impl Provider for TestNames {
     }
 }
 
-/// Accounts in memory.
-#[derive(Default)]
-pub struct Memory(pub Mutex<BTreeMap<String, Secret>>);
+/// A store in memory.
+#[derive(Debug, Default)]
+pub struct Memory(pub Mutex<BTreeMap<String, Entry>>);
 
-#[async_trait]
-impl Accounts for Memory {
-    async fn get(&self, key: &str) -> Result<Option<Secret>, String> {
-        Ok(self.0.lock().unwrap().get(key).cloned())
+impl Store for Memory {
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>, store::Error>> {
+        Box::pin(async move { Ok(self.0.lock().unwrap().get(key).cloned()) })
     }
 
-    async fn put(&self, key: &str, value: &Secret) -> Result<(), String> {
-        self.0.lock().unwrap().insert(key.to_owned(), value.clone());
-        Ok(())
+    fn put<'a>(&'a self, key: &'a str, value: &'a [u8], expected: Option<&'a Version>) -> BoxFuture<'a, Result<Version, store::Error>> {
+        Box::pin(async move {
+            store::check_key(key)?;
+            let mut entries = self.0.lock().unwrap();
+            if entries.get(key).map(|entry| &entry.version) != expected {
+                return Err(store::Error::Conflict { key: key.to_owned() });
+            }
+            let version = Version::new(format!("{:?}", Instant::now()));
+            entries.insert(key.to_owned(), Entry { version: version.clone(), value: value.to_vec().into() });
+            Ok(version)
+        })
+    }
+
+    fn remove<'a>(&'a self, key: &'a str, _: &'a Version) -> BoxFuture<'a, Result<(), store::Error>> {
+        Box::pin(async move { Ok(drop(self.0.lock().unwrap().remove(key))) })
+    }
+
+    fn list<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<BTreeMap<String, Version>, store::Error>> {
+        unimplemented!("accounts are not listed")
+    }
+
+    fn watch(&self, _: &str) -> BoxStream<'static, Change> {
+        unimplemented!("accounts are not watched")
     }
 }
 
