@@ -15,9 +15,11 @@ mod journal;
 pub mod label;
 pub mod order;
 mod ovh;
+pub mod probe;
 pub mod record;
 mod rfc2136;
 pub mod transport;
+mod unverified;
 pub mod wanted;
 pub mod zone;
 

@@ -31,6 +31,7 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("certificate", "order"),
     ("certificate", "probe"),
     ("certificate", "transport"),
+    ("certificate", "unverified"),
     ("certificate", "api"),
     ("certificate", "cloudflare"),
     ("certificate", "dns"),
