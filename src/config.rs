@@ -305,16 +305,27 @@ pub fn parse(path: &str, text: &str, environment: &[(String, String)]) -> (Optio
         }
     }
     for (name, given, place) in given {
+        if let Some(rest) = name.strip_prefix("issuer").filter(|rest| rest.is_empty() || rest.starts_with('.')) {
+            let set = issuer::set(&mut config.issuers, rest.trim_start_matches('.'), &given);
+            findings.extend(set.err().map(|wrong| wrong.at(place).of(path)));
+            continue;
+        }
         match named(&name) {
             Some(setting) => findings.extend((setting.set)(&mut config, &given).err().map(|wrong| wrong.at(place).of(path))),
             None => findings.push(unknown(&name).at(place).of(path)),
         }
     }
-    for (variable, _) in &environment {
+    for (variable, value) in &environment {
         if let Some(rest) = variable.strip_prefix("SKEP_").filter(|rest| !rest.starts_with("TEST_") && *rest != "CONFIG") {
             match SETTINGS.iter().find(|setting| setting.variable() == *variable) {
                 Some(setting) => findings.extend(from_variable(&mut config, variable, setting.name, &environment)),
-                None => findings.push(unknown_variable(variable, rest)),
+                None => match rest.strip_prefix("ISSUER_").and_then(|rest| issuer::of_variable(&config.issuers, rest)) {
+                    Some(name) => {
+                        let set = issuer::set(&mut config.issuers, &name, &Given::Words((*value).to_owned()));
+                        findings.extend(set.err().map(|wrong| wrong.of(format!("environment variable {variable}"))));
+                    }
+                    None => findings.push(unknown_variable(variable, rest)),
+                },
             }
         }
     }
@@ -384,6 +395,7 @@ fn contradictions(config: &Config) -> Vec<Diagnostic> {
         );
     }
     findings.extend(dns::missing(&config.dns));
+    findings.extend(issuer::contradictions(config));
     let all: Vec<&SocketAddr> = config.http.listen.iter().chain(&config.https.listen).chain(&config.admin.listen).collect();
     for (index, address) in all.iter().enumerate() {
         let Some(other) =
@@ -420,6 +432,8 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let exporter = |otlp: &Otlp| (otlp.endpoint.clone(), otlp.service_name.clone(), otlp.headers_file.clone());
     note(exporter(&old.otlp) != exporter(&new.otlp), "otlp");
     note(old.dns != new.dns, "dns");
+    note(old.acme != new.acme, "acme");
+    note(old.issuers != new.issuers, "issuer");
     note(old.state != new.state, "state.directory");
     note(old.upgrade != new.upgrade, "upgrade.socket");
     note(old.proxy.h2c != new.proxy.h2c, "proxy.h2c");

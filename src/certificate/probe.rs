@@ -87,7 +87,7 @@ impl Probe {
         }
         let (token, answer) = (random("skep-probe-"), random(""));
         let live = self.challenges.answer_http(&token, answer.clone());
-        let outcome = self.follow(name, &format!("{PATH}{token}"), &answer).await;
+        let outcome = self.follow(name, &format!("{PATH}{token}"), &answer, public).await;
         drop(live);
         outcome
     }
@@ -134,11 +134,11 @@ impl Probe {
     }
 
     /// Asks for `path` at `name`, and wherever that leads, until an answer decides.
-    async fn follow(&self, name: &str, path: &str, expected: &str) -> Result<(), Refusal> {
+    async fn follow(&self, name: &str, path: &str, expected: &str, public: bool) -> Result<(), Refusal> {
         let authority = if name.contains(':') { format!("[{name}]") } else { name.to_owned() };
         let mut place = Place { https: false, host: authority, port: self.port, path: path.to_owned() };
         for _ in 0..=REDIRECTS {
-            let (address, status, headers, body) = self.fetch(&place).await?;
+            let (address, status, headers, body) = self.fetch(&place, public).await?;
             if status == StatusCode::OK && body.trim_ascii() == expected.as_bytes() {
                 return Ok(());
             }
@@ -153,10 +153,12 @@ impl Probe {
         Err(refusal("redirect", format!("{name} leads over more than {REDIRECTS} redirects: exempt {PATH} from them")))
     }
 
-    /// The answer of the first address that takes a connection.
-    async fn fetch(&self, place: &Place) -> Result<(SocketAddr, StatusCode, HeaderMap, Bytes), Refusal> {
+    /// The answer of the first address that takes a connection. On behalf of an authority of the `public`, a redirect leads nobody
+    /// into our own network.
+    async fn fetch(&self, place: &Place, public: bool) -> Result<(SocketAddr, StatusCode, HeaderMap, Bytes), Refusal> {
         let mut last = None;
-        for ip in self.addresses(&place.host).await? {
+        let addresses = self.addresses(&place.host).await?;
+        for ip in addresses.into_iter().filter(|ip| !public || is_public(*ip)) {
             let address = SocketAddr::new(ip, place.port);
             match timeout(CONNECTING, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
@@ -170,8 +172,7 @@ impl Probe {
                 Err(_) => last = Some(refusal("timeout", nobody(place, address, &format!("no connection within {CONNECTING:?}")))),
             }
         }
-        // `addresses` gives one at least.
-        Err(last.unwrap_or_else(|| refusal("no-address", format!("{} has no address", place.host))))
+        Err(last.unwrap_or_else(|| refusal("private-address", format!("{} has no address that the internet can reach", place.host))))
     }
 
     async fn exchange(&self, stream: TcpStream, place: &Place) -> Result<(StatusCode, HeaderMap, Bytes), String> {
@@ -215,7 +216,10 @@ impl Place {
     }
 }
 
-async fn get(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, place: &Place) -> Result<(StatusCode, HeaderMap, Bytes), String> {
+async fn get(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    place: &Place,
+) -> Result<(StatusCode, HeaderMap, Bytes), String> {
     let said = |error: hyper::Error| error.to_string();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(said)?;
     let host = if matches!(place.port, 80 | 443) { place.host.clone() } else { format!("{}:{}", place.host, place.port) };
