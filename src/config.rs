@@ -3,8 +3,10 @@
 
 pub mod dns;
 mod given;
+mod issuer;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -17,6 +19,7 @@ use crate::label::SismicsAuth;
 
 pub use self::dns::{Dns, DnsProvider, TsigAlgorithm};
 use self::given::Given;
+pub use self::issuer::{Acme, Challenge, Issuer};
 pub use self::settings::{SETTINGS, Setting};
 
 /// All settings. `config/skep.toml` lists every key with its default.
@@ -37,6 +40,9 @@ pub struct Config {
     pub dns: Dns,
     pub state: StateDirectory,
     pub upgrade: Upgrade,
+    pub acme: Acme,
+    /// By name: the known ones, and those of `[issuer.NAME]`.
+    pub issuers: BTreeMap<String, Issuer>,
 }
 
 /// Addresses to listen on; empty: off.
@@ -332,6 +338,8 @@ impl Default for Config {
             dns: Dns::default(),
             state: StateDirectory { directory: Some(PathBuf::from("/var/lib/skep")) },
             upgrade: Upgrade { socket: Some(PathBuf::from("upgrade.sock")) },
+            acme: Acme::default(),
+            issuers: Issuer::known().map(|issuer| (issuer.name.clone(), issuer)).collect(),
         }
     }
 }
@@ -358,16 +366,27 @@ pub fn parse(path: &str, text: &str, environment: &[(String, String)]) -> (Optio
         }
     }
     for (name, given, place) in given {
+        if let Some(rest) = name.strip_prefix("issuer").filter(|rest| rest.is_empty() || rest.starts_with('.')) {
+            let set = issuer::set(&mut config.issuers, rest.trim_start_matches('.'), &given);
+            findings.extend(set.err().map(|wrong| wrong.at(place).of(path)));
+            continue;
+        }
         match named(&name) {
             Some(setting) => findings.extend((setting.set)(&mut config, &given).err().map(|wrong| wrong.at(place).of(path))),
             None => findings.push(unknown(&name).at(place).of(path)),
         }
     }
-    for (variable, _) in &environment {
+    for (variable, value) in &environment {
         if let Some(rest) = variable.strip_prefix("SKEP_").filter(|rest| !rest.starts_with("TEST_") && *rest != "CONFIG") {
             match SETTINGS.iter().find(|setting| setting.variable() == *variable) {
                 Some(setting) => findings.extend(from_variable(&mut config, variable, setting.name, &environment)),
-                None => findings.push(unknown_variable(variable, rest)),
+                None => match rest.strip_prefix("ISSUER_").and_then(|rest| issuer::of_variable(&config.issuers, rest)) {
+                    Some(name) => {
+                        let set = issuer::set(&mut config.issuers, &name, &Given::Words((*value).to_owned()));
+                        findings.extend(set.err().map(|wrong| wrong.of(format!("environment variable {variable}"))));
+                    }
+                    None => findings.push(unknown_variable(variable, rest)),
+                },
             }
         }
     }
@@ -437,6 +456,7 @@ fn contradictions(config: &Config) -> Vec<Diagnostic> {
         }
     }
     findings.extend(dns::missing(&config.dns));
+    findings.extend(issuer::contradictions(config));
     let all: Vec<&SocketAddr> = config.http.listen.iter().chain(&config.https.listen).chain(&config.admin.listen).collect();
     for (index, address) in all.iter().enumerate() {
         let Some(other) =
@@ -483,6 +503,8 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let exporter = |otlp: &Otlp| (otlp.endpoint.clone(), otlp.service_name.clone(), otlp.headers_file.clone());
     note(exporter(&old.otlp) != exporter(&new.otlp), "otlp");
     note(old.dns != new.dns, "dns");
+    note(old.acme != new.acme, "acme");
+    note(old.issuers != new.issuers, "issuer");
     note(old.state != new.state, "state.directory");
     note(old.upgrade != new.upgrade, "upgrade.socket");
     note(old.proxy.h2c != new.proxy.h2c, "proxy.h2c");

@@ -25,6 +25,8 @@ const PURE_CHILDREN: [&str; 7] = ["label", "config", "route", "upstream", "traff
 /// Children of pure parents that act all the same, each for a reason: checks ask tasks over the network, certificates are asked of
 /// authorities, DNS servers and the file system.
 const ACTING_CHILDREN: &[(&str, &str)] = &[
+    ("certificate", "account"),
+    ("certificate", "acme"),
     ("certificate", "api"),
     ("certificate", "cloudflare"),
     ("certificate", "dns"),
@@ -32,8 +34,12 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("certificate", "hook"),
     ("certificate", "journal"),
     ("certificate", "local"),
+    ("certificate", "order"),
     ("certificate", "ovh"),
+    ("certificate", "probe"),
     ("certificate", "rfc2136"),
+    ("certificate", "transport"),
+    ("certificate", "unverified"),
     ("certificate", "zone"),
     ("upstream", "probe"),
 ];

@@ -236,7 +236,7 @@ pub(super) fn silent(what: &str) -> Error {
 }
 
 /// A resolver that asks these servers, with recursion or without, and remembers nothing.
-fn asking(servers: &[SocketAddr], recursion: bool) -> Result<TokioResolver, NetError> {
+pub(super) fn asking(servers: &[SocketAddr], recursion: bool) -> Result<TokioResolver, NetError> {
     let on = |mut connection: ConnectionConfig, port| {
         connection.port = port;
         connection

@@ -9,7 +9,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::given::Given;
-use super::{AccessLogFormat, Config, DnsProvider, Profile, ProxyProtocol, ServerTiming, TraceTrust, TsigAlgorithm, dns};
+use super::{
+    AccessLogFormat, Challenge, Config, DnsProvider, Profile, ProxyProtocol, ServerTiming, TraceTrust, TsigAlgorithm, dns, issuer,
+};
 use crate::diagnostic::{Diagnostic, brief, nearest};
 use crate::label::{SismicsAuth, Value, bytes as label_bytes, duration as label_duration};
 
@@ -56,6 +58,8 @@ const TIMINGS: &[(&str, ServerTiming)] = &[("off", ServerTiming::Off), ("on", Se
 const TRUST: &[(&str, TraceTrust)] =
     &[("trusted-proxies", TraceTrust::TrustedProxies), ("all", TraceTrust::All), ("none", TraceTrust::None)];
 
+const CHALLENGES: &[(&str, Challenge)] =
+    &[("http-01", Challenge::Http01), ("tls-alpn-01", Challenge::TlsAlpn01), ("dns-01", Challenge::Dns01)];
 const DNS_PROVIDERS: &[(&str, DnsProvider)] = &[
     ("off", DnsProvider::Off),
     ("rfc2136", DnsProvider::Rfc2136),
@@ -126,6 +130,12 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("otlp.headers-file", |c, g| put(&mut c.otlp.headers_file, optional_path(g))),
     Setting::new("otlp.trust", |c, g| put(&mut c.otlp.trust, word(g, TRUST))),
     Setting::new("labels.sismics_auth", |c, g| put(&mut c.labels.sismics_auth, word(g, MEANINGS))),
+    Setting::new("acme.email", |c, g| put(&mut c.acme.email, issuer::email(g))),
+    Setting::new("acme.agree-tos", |c, g| put(&mut c.acme.agree_tos, flag(g))),
+    Setting::new("acme.issuers", |c, g| put(&mut c.acme.issuers, names(g))),
+    Setting::new("acme.challenge", |c, g| put(&mut c.acme.challenge, word(g, CHALLENGES))),
+    Setting::new("acme.probe", |c, g| put(&mut c.acme.probe, flag(g))),
+    Setting::new("acme.probe-port", |c, g| put(&mut c.acme.probe_port, number(g, 1..=65_535).map(|port| port as u16))),
     Setting::new("dns.provider", |c, g| put(&mut c.dns.provider, word(g, DNS_PROVIDERS))),
     Setting::new("dns.server", |c, g| put(&mut c.dns.server, optional_text(g, "ns1.example.com"))),
     Setting::new("dns.tsig-name", |c, g| put(&mut c.dns.tsig_name, optional_text(g, "skep"))),
@@ -149,7 +159,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("upgrade.socket", |c, g| put(&mut c.upgrade.socket, optional_path(g))),
 ];
 
-fn put<T>(field: &mut T, value: Read<T>) -> Read<()> {
+pub(super) fn put<T>(field: &mut T, value: Read<T>) -> Read<()> {
     *field = value?;
     Ok(())
 }
@@ -162,7 +172,7 @@ fn is_off(given: &Given) -> bool {
     given.text().is_some_and(|text| ["", "off", "none", "-"].contains(&text))
 }
 
-fn text(given: &Given, example: &str) -> Read<String> {
+pub(super) fn text(given: &Given, example: &str) -> Read<String> {
     match given.text() {
         Some(text) if !text.is_empty() => Ok(text.to_owned()),
         Some(_) => Err(Diagnostic::error("empty", "this is empty").help(format!("write \"{example}\", or leave the key out"))),
@@ -237,14 +247,14 @@ fn optional_address(given: &Given) -> Read<Option<SocketAddr>> {
     address(&text(given, "127.0.0.1:9180")?).map(Some)
 }
 
-fn optional_path(given: &Given) -> Read<Option<PathBuf>> {
+pub(super) fn optional_path(given: &Given) -> Read<Option<PathBuf>> {
     if is_off(given) {
         return Ok(None);
     }
     text(given, "/path").map(|path| Some(PathBuf::from(path)))
 }
 
-fn optional_text(given: &Given, example: &str) -> Read<Option<String>> {
+pub(super) fn optional_text(given: &Given, example: &str) -> Read<Option<String>> {
     if is_off(given) {
         return Ok(None);
     }
@@ -311,7 +321,7 @@ fn networks(given: &Given) -> Read<Vec<IpNet>> {
     texts.into_iter().map(|text| read(text).map(|net| net.trunc()).ok_or_else(|| bad(text))).collect()
 }
 
-fn flag(given: &Given) -> Read<bool> {
+pub(super) fn flag(given: &Given) -> Read<bool> {
     let word = match given {
         Given::Flag(flag) => return Ok(*flag),
         Given::Words(words) => words.trim().to_ascii_lowercase(),

@@ -1,5 +1,6 @@
 //! Short stories against the real thing. One binary, so that it links once; each story has its own ports.
 
+mod acme;
 mod deploys;
 mod discovery;
 mod dns;
@@ -10,6 +11,7 @@ mod harness;
 mod hostile;
 mod lean;
 mod limits;
+mod pebble;
 mod resilience;
 mod seen;
 mod siege;
