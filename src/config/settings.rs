@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::given::Given;
-use super::{AccessLogFormat, Config, ProxyProtocol, ServerTiming, TraceTrust};
+use super::{AccessLogFormat, Config, DefaultCertificate, ProxyProtocol, ServerTiming, TraceTrust};
 use crate::diagnostic::{Diagnostic, brief, nearest};
 use crate::label::{SismicsAuth, Value, bytes as label_bytes, duration as label_duration};
 
@@ -44,6 +44,7 @@ const fn ms(count: u64) -> Duration {
 const MINUTE: Duration = ms(60_000);
 const HOUR: Duration = ms(3_600_000);
 const DAY: Duration = ms(86_400_000);
+const YEAR: Duration = ms(365 * 86_400_000);
 
 const FORMATS: &[(&str, AccessLogFormat)] =
     &[("json", AccessLogFormat::Json), ("common", AccessLogFormat::Common), ("off", AccessLogFormat::Off)];
@@ -54,6 +55,12 @@ const MEANINGS: &[(&str, SismicsAuth)] = &[("both", SismicsAuth::Both), ("route"
 const TIMINGS: &[(&str, ServerTiming)] = &[("off", ServerTiming::Off), ("on", ServerTiming::On), ("on-request", ServerTiming::OnRequest)];
 const TRUST: &[(&str, TraceTrust)] =
     &[("trusted-proxies", TraceTrust::TrustedProxies), ("all", TraceTrust::All), ("none", TraceTrust::None)];
+const DEFAULT_CERTIFICATES: &[(&str, DefaultCertificate)] = &[
+    ("auto", DefaultCertificate::Auto),
+    ("acme", DefaultCertificate::Acme),
+    ("internal", DefaultCertificate::Internal),
+    ("self", DefaultCertificate::SelfSigned),
+];
 
 /// All settings, in the order of `config/skep.toml`, which says what each is about.
 pub const SETTINGS: &[Setting] = &[
@@ -103,6 +110,10 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("otlp.headers-file", |c, g| put(&mut c.otlp.headers_file, optional_path(g))),
     Setting::new("otlp.trust", |c, g| put(&mut c.otlp.trust, word(g, TRUST))),
     Setting::new("labels.sismics_auth", |c, g| put(&mut c.labels.sismics_auth, word(g, MEANINGS))),
+    Setting::new("certificates.directory", |c, g| put(&mut c.certificates.directory, optional_path(g))),
+    Setting::new("certificates.authorities", |c, g| put(&mut c.certificates.authorities, optional_path(g))),
+    Setting::new("certificates.default", |c, g| put(&mut c.certificates.default, word(g, DEFAULT_CERTIFICATES))),
+    Setting::new("certificates.keep-unwanted", |c, g| put(&mut c.certificates.keep_unwanted, duration(g, Duration::ZERO..=YEAR))),
     Setting::new("state.directory", |c, g| put(&mut c.state.directory, optional_path(g))),
     Setting::new("upgrade.socket", |c, g| put(&mut c.upgrade.socket, optional_path(g))),
 ];

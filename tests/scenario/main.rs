@@ -10,6 +10,7 @@ mod hostile;
 mod lean;
 mod limits;
 mod resilience;
+mod secrecy;
 mod seen;
 mod siege;
 mod swarm;
