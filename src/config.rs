@@ -28,7 +28,6 @@ pub struct Config {
     pub http: Listener,
     pub https: Https,
     pub tcp: Tcp,
-    pub certificates: Certificates,
     pub admin: Admin,
     pub docker: Docker,
     pub proxy: Proxy,
@@ -38,6 +37,7 @@ pub struct Config {
     pub otlp: Otlp,
     pub labels: Labels,
     pub dns: Dns,
+    pub certificates: Certificates,
     pub state: StateDirectory,
     pub upgrade: Upgrade,
     pub acme: Acme,
@@ -99,13 +99,6 @@ pub enum ProxyProtocol {
 pub struct Tcp {
     pub ports: Vec<RangeInclusive<u16>>,
     pub listen: IpAddr,
-}
-
-/// Files about certificates.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Certificates {
-    /// Labels of Docker services may name files below this directory as authorities; `None`: none.
-    pub authorities: Option<PathBuf>,
 }
 
 /// Metrics, health and the state for `skep routes`. Loopback by default.
@@ -237,6 +230,29 @@ pub struct Labels {
     pub sismics_auth: SismicsAuth,
 }
 
+/// Certificates that Skep does not ask an authority for, and what holds for all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificates {
+    /// The user's own certificates and keys; `None`: there are none.
+    pub directory: Option<PathBuf>,
+    /// `client-ca` labels of Docker services may name files below this directory; `None`: none.
+    pub authorities: Option<PathBuf>,
+    pub default: DefaultCertificate,
+    /// How long a certificate is kept that no label wants any more.
+    pub keep_unwanted: Duration,
+}
+
+/// Where certificates come from for routes whose labels do not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DefaultCertificate {
+    /// ACME where an account is configured, else self-signed.
+    #[default]
+    Auto,
+    Acme,
+    Internal,
+    SelfSigned,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateDirectory {
     /// Where the last good snapshot is kept; `None`: nowhere.
@@ -285,7 +301,6 @@ impl Default for Config {
                 public_port: None,
             },
             tcp: Tcp { ports: Vec::new(), listen: IpAddr::V6(Ipv6Addr::UNSPECIFIED) },
-            certificates: Certificates { authorities: None },
             admin: Admin { listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9180))) },
             docker: Docker {
                 enabled: true,
@@ -336,6 +351,12 @@ impl Default for Config {
             },
             labels: Labels { sismics_auth: SismicsAuth::Both },
             dns: Dns::default(),
+            certificates: Certificates {
+                directory: None,
+                authorities: None,
+                default: DefaultCertificate::Auto,
+                keep_unwanted: Duration::from_secs(30 * 24 * 3600),
+            },
             state: StateDirectory { directory: Some(PathBuf::from("/var/lib/skep")) },
             upgrade: Upgrade { socket: Some(PathBuf::from("upgrade.sock")) },
             acme: Acme::default(),
@@ -505,6 +526,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     note(old.dns != new.dns, "dns");
     note(old.acme != new.acme, "acme");
     note(old.issuers != new.issuers, "issuer");
+    note(old.certificates.directory != new.certificates.directory, "certificates.directory");
     note(old.state != new.state, "state.directory");
     note(old.upgrade != new.upgrade, "upgrade.socket");
     note(old.proxy.h2c != new.proxy.h2c, "proxy.h2c");

@@ -16,6 +16,7 @@ mod ports;
 mod probes;
 mod program;
 mod publish;
+pub mod secrecy;
 pub mod talk;
 mod terminate;
 mod view;
@@ -39,6 +40,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use crate::certificate;
 use crate::certificate::challenge::Challenges;
 use crate::config::{self, Config, needs_restart};
 use crate::diagnostic::{Diagnostic, render};
@@ -60,7 +62,7 @@ use crate::telemetry::slow::SlowLog;
 use crate::upstream::Ledger;
 
 use self::admission::Admission;
-use self::credentials::{Credentials, default_entry};
+use self::credentials::{Credentials, Files, default_entry, open_store};
 use self::handover::{Handover, Successor};
 use self::inherit::Inherited;
 use self::listener::{Acceptor, BindError};
@@ -229,7 +231,9 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     if inherited.is_upgrade() && !sources.have_spoken() {
         return Err(Error::Start("Docker does not say which services there are; the running edge knows, and goes on".to_owned()));
     }
-    let publisher = Publisher::new(config_receiver, sources, recorder.metrics.clone());
+    let files = given_files(&config, &mut tasks).await;
+    let store = open_store(&config)?;
+    let publisher = Publisher::new(config_receiver, sources, files.clone(), recorder.metrics.clone());
     let limits = publisher.limits.clone();
     let ports = ports::first(&publisher.live.load(), &mut inherited);
     for (address, listener) in &ports {
@@ -248,6 +252,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let unbound = |listeners: Vec<TcpListener>| listeners.into_iter().map(TcpListener::into_std).collect::<std::io::Result<Vec<_>>>();
     let (http, https) = (unbound(http).map_err(worker_error)?, unbound(https).map_err(worker_error)?);
     let challenges = Arc::<Challenges>::default();
+    let records = watch::Sender::<Arc<Vec<certificate::record::Record>>>::default();
     let credentials = Credentials::new(&config, default_entry()?, challenges.clone(), publisher.live.clone())?;
     let terminator = credentials.terminator.clone();
     let conduit = Conduit { ledger: publisher.ledger.clone(), observer: recorder.clone() };
@@ -300,7 +305,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     }
     tasks.spawn(limits.tend());
     tasks.spawn(probes::follow(publisher.live.clone(), publisher.ledger.clone(), publisher.swapped.subscribe()));
-    tasks.spawn(credentials.follow(Vec::new(), publisher.swapped.subscribe()));
+    tasks.spawn(credentials.follow(records.subscribe(), files, publisher.swapped.subscribe()));
     let claimed = publisher.swapped.subscribe();
     let streams = Ports {
         conduit,
@@ -337,6 +342,15 @@ pub async fn start(options: Options) -> Result<Running, Error> {
         handover,
         stays,
     })
+}
+
+/// The certificates that the user gives, read and watched.
+async fn given_files(config: &Config, tasks: &mut JoinSet<()>) -> Files {
+    let Some(directory) = config.certificates.directory.clone() else { return watch::Sender::default().subscribe() };
+    let (found, stamps) = certificate::files::read(&directory).await;
+    let (updates, files) = watch::channel(Arc::new(found));
+    tasks.spawn(certificate::files::follow(directory, stamps, updates));
+    files
 }
 
 fn worker_error(error: std::io::Error) -> Error {

@@ -84,6 +84,8 @@ pub struct State {
     pub diagnostics: Vec<Diagnostic>,
     /// Names that want certificates.
     pub wishes: Vec<Wish>,
+    /// Hosts whose certificates the user gives.
+    by_file: Vec<secured::ByFile>,
     /// Hosts that ask their clients for certificates.
     pub client_authorities: ClientAuthorities,
     pub config: Arc<Config>,
@@ -131,6 +133,7 @@ impl State {
         secured::settle(&mut claims, &config, &mut findings);
         let client_authorities = secured::authorities(&mut claims, &mut findings);
         let authorities = authority::wanted(&claims, &config);
+        let by_file = secured::by_file(&claims, &config);
         let rows = rows(claims, &mut findings);
         let (entries, rows): (Vec<_>, Vec<_>) = rows.into_iter().map(Row::split).unzip();
         let (table, conflicts) = Table::build(entries);
@@ -142,7 +145,19 @@ impl State {
         let (streams, listings) = stream::settle(ports, &mut findings);
         routes.extend(listings);
         tidy(&mut findings);
-        State { table, streams, passthrough, authorities, client_authorities, wishes, routes, diagnostics: findings, config, snapshot }
+        State {
+            table,
+            streams,
+            passthrough,
+            authorities,
+            client_authorities,
+            wishes,
+            by_file,
+            routes,
+            diagnostics: findings,
+            config,
+            snapshot,
+        }
     }
 
     /// By which authority's word clients of `name` may prove who they are.

@@ -3,6 +3,7 @@
 
 pub mod disk;
 pub mod keyed;
+pub mod memory;
 mod permission;
 mod watch;
 

@@ -120,3 +120,86 @@ fn params(common_name: &str, now: Timestamp, not_after: Timestamp) -> Certificat
 fn secret(key: &KeyPair) -> Secret {
     Secret::new(key.serialize_pem())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rustls::client::WebPkiServerVerifier;
+    use rustls::client::danger::ServerCertVerifier;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+    use rustls::{RootCertStore, crypto};
+
+    use super::*;
+    use crate::certificate::Source;
+
+    const DAY: SignedDuration = SignedDuration::from_hours(24);
+
+    fn now() -> Timestamp {
+        "2026-11-23T00:00:00Z".parse().expect("a time")
+    }
+
+    fn origin() -> Origin {
+        Origin { id: "0123456789abcdef".into(), service: "shop_web".into(), source: Source::Internal, issuer: None }
+    }
+
+    fn names(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    /// What a client that trusts `root` says of `record` for `name`.
+    fn verify(root: &str, record: &Record, name: &str, now: Timestamp) -> Result<(), rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(root.as_bytes()).expect("a root")).expect("trusted");
+        let provider = Arc::new(crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().expect("a verifier");
+        let leaf = CertificateDer::from_pem_slice(record.chain.as_bytes()).expect("a leaf");
+        let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.as_second().unsigned_abs()));
+        let name = ServerName::try_from(name.to_owned()).expect("a name");
+        verifier.verify_server_cert(&leaf, &[], &name, &[], time).map(drop)
+    }
+
+    #[test]
+    fn clients_that_trust_the_root_trust_what_it_signed() {
+        let (root_key, key) = (KeyPair::generate().expect("a key"), KeyPair::generate().expect("a key"));
+        let authority = Authority::found("fedcba9876543210", &root_key, now()).expect("founded");
+        let wanted = names(&["a.internal", "*.b.internal", "10.0.0.1", "fd00::1"]);
+        let record = authority.issue(origin(), &wanted, &key, now()).expect("issued");
+        assert_eq!(record.names, wanted.iter().cloned().collect::<Vec<_>>());
+        assert_eq!((record.not_before, record.not_after), (now() - BACKDATED, now() + 90 * DAY));
+        for name in ["a.internal", "x.b.internal", "10.0.0.1", "fd00::1"] {
+            assert_eq!(verify(authority.root_pem(), &record, name, now() + 89 * DAY), Ok(()), "{name}");
+        }
+        assert!(verify(authority.root_pem(), &record, "c.internal", now()).is_err());
+        assert!(verify(authority.root_pem(), &record, "a.internal", now() + 91 * DAY).is_err());
+        let other = Authority::found("x", &KeyPair::generate().expect("a key"), now()).expect("founded");
+        assert!(verify(other.root_pem(), &record, "a.internal", now()).is_err());
+        assert!(crate::certificate::pem::read(authority.root_pem(), authority.key.reveal()).is_err(), "a root is for no name");
+        // A certificate ends with its root at the latest.
+        let late = authority.not_after - DAY;
+        assert_eq!(authority.issue(origin(), &wanted, &key, late).expect("issued").not_after, authority.not_after);
+        assert!(matches!(authority.issue(origin(), &wanted, &key, authority.not_after), Err(Error::Expired(_))));
+    }
+
+    #[test]
+    fn long_names_and_none_have_self_signed_certificates() {
+        let key = KeyPair::generate().expect("a key");
+        let long = format!("{}.test", ["a".repeat(60), "b".repeat(60), "c".repeat(60)].join("."));
+        for wanted in [names(&["a.test"]), names(&[&long, "xn--mnchen-3ya.test"])] {
+            let record = self_signed(origin(), &wanted, &key, now()).expect("signed");
+            assert_eq!(record.names, wanted.iter().cloned().collect::<Vec<_>>());
+        }
+        assert_eq!(self_signed(origin(), &BTreeSet::new(), &key, now()).expect("signed").names, [NO_NAME]);
+        assert!(self_signed(origin(), &names(&["ü.test"]), &key, now()).is_err(), "A-labels only");
+    }
+
+    #[test]
+    fn what_is_kept_reads_back_and_shows_no_key() {
+        let authority = Authority::found("fedcba9876543210", &KeyPair::generate().expect("a key"), now()).expect("founded");
+        let text = serde_json::to_string(&authority).expect("JSON");
+        assert_eq!(serde_json::from_str::<Authority>(&text).expect("read back"), authority);
+        let letters = authority.key.reveal().lines().nth(1).expect("base64").trim();
+        assert!(text.contains(letters) && !format!("{authority:?}").contains(letters));
+    }
+}

@@ -152,3 +152,91 @@ fn text_of(path: &Path) -> io::Result<Secret> {
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::certificate::local::self_signed;
+    use crate::certificate::record::Record;
+
+    const WAIT: Duration = Duration::from_secs(30);
+
+    fn put(directory: &Path, name: &str, key_name: &str) -> Record {
+        let record = self_signed("", &["a.test".to_owned()].into(), Timestamp::now()).expect("made");
+        for (name, text, mode) in [(name, record.chain.as_str(), 0o644), (key_name, record.key.reveal(), 0o600)] {
+            let path = directory.join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+            fs::write(&path, text).expect("written");
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("set");
+        }
+        record
+    }
+
+    fn codes(found: &FilesFound) -> Vec<&str> {
+        found.findings.iter().map(|finding| finding.code.as_str()).collect()
+    }
+
+    #[tokio::test]
+    async fn changes_are_taken_up_and_a_broken_one_leaves_the_old_certificate() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().to_owned();
+        let first = put(&path, "a.crt", "a.key");
+        let (found, stamps) = read(&path).await;
+        assert_eq!((found.records["a.crt"].chain.clone(), codes(&found)), (first.chain, vec![]));
+        let (sender, mut receiver) = watch::channel(Arc::new(found));
+        let task = tokio::spawn(follow(path.clone(), stamps, sender));
+        let mut next = async || {
+            tokio::time::timeout(WAIT, receiver.changed()).await.expect("in time").expect("running");
+            receiver.borrow_and_update().clone()
+        };
+        let second = put(&path, "a.crt", "a.key");
+        assert_eq!(next().await.records["a.crt"].chain, second.chain);
+        fs::write(path.join("a.crt"), "half a cert").expect("written");
+        let broken = next().await;
+        assert_eq!((broken.records["a.crt"].chain.clone(), codes(&broken)), (second.chain, vec!["bad-certificate", "old-certificate"]));
+        let third = put(&path, "a.crt", "a.key");
+        assert_eq!(next().await.records["a.crt"].chain, third.chain);
+        fs::rename(&path, path.with_extension("away")).expect("moved");
+        let away = next().await;
+        assert_eq!((away.records.len(), codes(&away)), (1, vec!["unreadable-directory"]));
+        fs::rename(path.with_extension("away"), &path).expect("moved back");
+        assert_eq!(codes(&*next().await), Vec::<&str>::new());
+        fs::remove_file(path.join("a.crt")).expect("removed");
+        fs::remove_file(path.join("a.key")).expect("removed");
+        assert_eq!(next().await.records.len(), 0);
+        drop(receiver);
+        tokio::time::timeout(WAIT, task).await.expect("it ends").expect("well");
+    }
+
+    #[tokio::test]
+    async fn what_certbot_lays_out_is_found_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, live) = (directory.path(), directory.path().join("live/a.test"));
+        put(path, "archive/a.test/fullchain1.pem", "archive/a.test/privkey1.pem");
+        fs::create_dir_all(&live).expect("made");
+        for name in ["fullchain", "privkey"] {
+            symlink(format!("../../archive/a.test/{name}1.pem"), live.join(format!("{name}.pem"))).expect("linked");
+        }
+        for directory in [path, &path.join("live"), &live] {
+            let (found, _) = read(directory).await;
+            assert_eq!((found.records.len(), codes(&found)), (1, vec![]), "{}", directory.display());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_said() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path();
+        put(path, "a.crt", "a.key");
+        fs::set_permissions(path.join("a.key"), fs::Permissions::from_mode(0o644)).expect("set");
+        fs::write(path.join("b.cer"), [0x30, 0x82, 0xff]).expect("written");
+        fs::write(path.join("c.pem"), vec![b'x'; 2 << 20]).expect("written");
+        symlink("nowhere", path.join("d.pem")).expect("linked");
+        rustix::fs::mkfifoat(rustix::fs::CWD, path.join("e.pem"), 0o600.into()).expect("a pipe");
+        let (found, _) = tokio::time::timeout(WAIT, read(path)).await.expect("it does not wait for a pipe");
+        assert_eq!(codes(&found), ["exposed-key", "unreadable-file", "unreadable-file", "unreadable-file", "unreadable-file"]);
+        assert_eq!(found.records.len(), 1);
+    }
+}

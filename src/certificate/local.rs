@@ -86,3 +86,32 @@ fn with_key<T>(work: impl FnOnce(&KeyPair) -> Result<T, Error>) -> Result<T, Err
     key.zeroize();
     done
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::keyed::Keyed;
+
+    #[tokio::test]
+    async fn all_processes_have_one_authority_and_it_stays() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let open = || Keyed::open(directory.path()).expect("a store").0;
+        let now = Timestamp::now();
+        let (one, other) = (open(), open());
+        let (first, second) = tokio::join!(authority(&one, now), authority(&other, now));
+        let first = first.expect("made");
+        assert_eq!(first, second.expect("made"));
+        assert_eq!(authority(&open(), now).await.expect("read"), first);
+        // At the end of its life there is a new one.
+        let next = authority(&one, first.not_after).await.expect("made anew");
+        assert_ne!(next, first);
+        assert_eq!(authority(&other, first.not_after).await.expect("read"), next);
+    }
+
+    #[test]
+    fn every_certificate_has_its_own_key_and_id() {
+        let names = BTreeSet::from(["a.test".to_owned()]);
+        let (one, other) = (self_signed("s", &names, Timestamp::now()).unwrap(), self_signed("s", &names, Timestamp::now()).unwrap());
+        assert!(one.key != other.key && one.id != other.id && one.id.len() == 16);
+    }
+}

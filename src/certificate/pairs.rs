@@ -196,3 +196,139 @@ fn id(path: &str, chain: &str) -> String {
     let hash = digest(&SHA256, format!("{path}\0{chain}").as_bytes());
     hash.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificate::local::self_signed;
+
+    fn now() -> Timestamp {
+        Timestamp::now()
+    }
+
+    fn certificate(name: &str) -> (String, String) {
+        let record = self_signed("", &[name.to_owned()].into(), now()).expect("made");
+        (record.chain.clone(), record.key.reveal().to_owned())
+    }
+
+    fn listed(files: &[(&str, &str)]) -> Vec<Listed> {
+        let one = |(path, text): &(&str, &str)| Listed { path: (*path).into(), text: Ok(Secret::new((*text).into())), exposed: None };
+        files.iter().map(one).collect()
+    }
+
+    fn outcome(files: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
+        let found = read(&listed(files), &BTreeMap::new(), now());
+        (found.records.into_keys().collect(), found.findings.into_iter().map(|f| format!("{}: {}", f.subject, f.code)).collect())
+    }
+
+    #[test]
+    fn every_layout_is_understood() {
+        let (chain, key) = certificate("a.test");
+        let (c, k, both) = (chain.as_str(), key.as_str(), format!("{key}{chain}"));
+        for (files, records) in [
+            (&[("a.crt", c), ("a.key", k)][..], &["a.crt"][..]),
+            (&[("a.pem", c), ("a.key", k)], &["a.pem"]),
+            (&[("a.cer", c), ("a.key", k)], &["a.cer"]),
+            (&[("a.fullchain.pem", c), ("a.key", k)], &["a.fullchain.pem"]),
+            (&[("a.test.pem", c), ("a.test-key.pem", k)], &["a.test.pem"]),
+            (&[("a.pem", &both)], &["a.pem"]),
+            (
+                &[("a.test/cert.pem", c), ("a.test/chain.pem", c), ("a.test/fullchain.pem", c), ("a.test/privkey.pem", k)],
+                &["a.test/fullchain.pem"],
+            ),
+            (&[("x/a.crt", c), ("x/a.key", k), ("y/a.crt", c), ("y/a.key", k)], &["x/a.crt", "y/a.crt"]),
+        ] {
+            assert_eq!(
+                outcome(files),
+                (records.iter().map(|path| (*path).to_owned()).collect(), vec![]),
+                "{:?}",
+                files.iter().map(|f| f.0).collect::<Vec<_>>()
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_is_left_aside_in_silence() {
+        let ((chain, key), (_, other)) = (certificate("a.test"), certificate("b.test"));
+        let (c, k, o) = (chain.as_str(), key.as_str(), other.as_str());
+        for (files, records, findings) in [
+            (&[("a.crt", c)][..], &[][..], &["file a.crt: no-key"][..]),
+            (&[("a.key", k)], &[], &["file a.key: no-certificate"]),
+            (&[("a.crt", c), ("b.key", k)], &[], &["file a.crt: no-key", "file b.key: no-certificate"]),
+            (&[("x/a.crt", c), ("y/a.key", k)], &[], &["file x/a.crt: no-key", "file y/a.key: no-certificate"]),
+            (&[("a.crt", c), ("a.key", o)], &[], &["file a.crt: bad-certificate"]),
+            (&[("a.crt", ""), ("a.key", k)], &[], &["file a.crt: bad-certificate"]),
+            (&[("a.crt", c), ("a.key", "")], &[], &["file a.crt: bad-certificate"]),
+            (&[("a.pem", "hello")], &[], &["file a.pem: no-certificate"]),
+            (&[("privkey.pem", k)], &[], &["file privkey.pem: no-certificate"]),
+            (&[("a.crt", c), ("a.key", k), ("a.pem", c)], &["a.crt"], &["file a.pem: certificate-twice"]),
+        ] {
+            let expected =
+                (records.iter().map(|path| (*path).to_owned()).collect(), findings.iter().map(|text| (*text).to_owned()).collect());
+            assert_eq!(outcome(files), expected, "{:?}", files.iter().map(|f| f.0).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_broken_replacement_leaves_the_old_certificate() {
+        let ((chain, key), (new, new_key)) = (certificate("a.test"), certificate("a.test"));
+        let good = read(&listed(&[("a.crt", &chain), ("a.key", &key)]), &BTreeMap::new(), now());
+        for broken in [
+            [("a.crt", new.as_str()), ("a.key", key.as_str())],
+            [("a.crt", &new[..99]), ("a.key", &new_key)],
+            [("a.crt", &new), ("z.key", "")],
+        ] {
+            let found = read(&listed(&broken), &good.records, now());
+            assert_eq!(found.records, good.records);
+            assert!(found.findings.iter().any(|finding| finding.code == "old-certificate"), "{:?}", found.findings);
+        }
+        let mut unreadable = listed(&[("a.crt", &new), ("a.key", &new_key)]);
+        unreadable[1].text = Err("cannot read it".into());
+        assert_eq!(read(&unreadable, &good.records, now()).records, good.records);
+        let replaced = read(&listed(&[("a.crt", &new), ("a.key", &new_key)]), &good.records, now());
+        assert_ne!(replaced.records["a.crt"].id, good.records["a.crt"].id);
+        assert_eq!(read(&[], &good.records, now()), FilesFound::default(), "removed is removed");
+    }
+
+    #[test]
+    fn clocks_and_permissions_are_said() {
+        let (chain, key) = certificate("a.test");
+        let mut files = listed(&[("a.crt", &chain), ("a.key", &key)]);
+        let codes = |files: &[Listed], days: i64| {
+            let found = read(files, &BTreeMap::new(), now() + SignedDuration::from_hours(24 * days));
+            assert_eq!(found.records.len(), 1);
+            found.findings.into_iter().map(|finding| finding.code).collect::<Vec<_>>()
+        };
+        assert_eq!(codes(&files, -1), ["early-certificate"]);
+        assert_eq!(codes(&files, 380), Vec::<String>::new());
+        assert_eq!(codes(&files, 390), ["expiring-certificate"]);
+        assert_eq!(codes(&files, 400), ["expired-certificate"]);
+        files[1].exposed = Some(0o644);
+        assert_eq!(codes(&files, 1), ["exposed-key"]);
+    }
+
+    #[test]
+    fn nothing_shows_a_key() {
+        let (chain, key) = certificate("a.test");
+        let letters = key.lines().nth(1).expect("base64").to_owned();
+        let files = listed(&[("a.crt", &chain), ("a.key", &key), ("b.key", &key), ("c.crt", &key)]);
+        let found = read(&files, &BTreeMap::new(), now());
+        assert!(!format!("{files:?} {found:?}").contains(&letters));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_names_are_paired_without_panic(names in proptest::collection::vec("([ab]/)?[ab]?(fullchain|privkey|cert|-key)?\\.(key|pem|crt|cer|fullchain\\.pem)", 0..8)) {
+            let files: Vec<_> = names.iter().map(|name| (name.as_str(), "-----BEGIN CERTIFICATE-----")).collect();
+            let (records, findings) = outcome(&files);
+            proptest::prop_assert!(records.is_empty() && (names.is_empty() || !findings.is_empty() || names.iter().all(|name| is_key(name))));
+        }
+    }
+
+    fn is_key(name: &str) -> bool {
+        KEYS.iter().any(|end| name.ends_with(end))
+            || name.ends_with("cert.pem")
+            || name.ends_with("chain.pem")
+            || name.ends_with("privkey.pem")
+    }
+}

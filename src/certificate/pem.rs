@@ -191,3 +191,160 @@ fn armored(label: &str, der: &[u8]) -> String {
     text.extend(["-----END ", label, "-----\n"]);
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rcgen::{CertificateParams, DnType, IsCa, Issuer, KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256, SanType};
+    use x509_parser::der_parser::parse_der;
+
+    use super::*;
+
+    fn params(subject: &str, names: &[&str]) -> CertificateParams {
+        let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).expect("names");
+        params.distinguished_name.push(DnType::CommonName, subject);
+        params
+    }
+
+    fn key() -> KeyPair {
+        KeyPair::generate().expect("a key")
+    }
+
+    fn single(names: &[&str]) -> (String, String) {
+        let key = key();
+        (params("leaf", names).self_signed(&key).expect("a certificate").pem(), key.serialize_pem())
+    }
+
+    /// Leaf, intermediate, root, and the leaf's key.
+    fn chain() -> ([String; 3], String) {
+        let ca = |subject| {
+            let mut params = params(subject, &[]);
+            params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params
+        };
+        let (root, middle, leaf) = (key(), key(), key());
+        let root_pem = ca("root").self_signed(&root).expect("a root").pem();
+        let middle_pem = ca("middle").signed_by(&middle, &Issuer::new(ca("root"), root)).expect("signed").pem();
+        let leaf_pem = params("leaf", &["a.test"]).signed_by(&leaf, &Issuer::new(ca("middle"), middle)).expect("signed").pem();
+        ([leaf_pem, middle_pem, root_pem].map(|pem| pem.replace("\r\n", "\n")), leaf.serialize_pem())
+    }
+
+    #[test]
+    fn names_are_as_labels_write_them() {
+        let (chain, key) = single(&["B.test.", "*.a.test", "192.0.2.1", "2001:db8::1", "xn--mnchen-3ya.test", "b.test"]);
+        assert_eq!(read(&chain, &key).expect("read").names, ["*.a.test", "192.0.2.1", "2001:db8::1", "b.test", "xn--mnchen-3ya.test"]);
+        // As nobody should write it, and some do.
+        let mut odd = params("leaf", &[]);
+        odd.subject_alt_names = vec![SanType::Rfc822Name("a@b.test".try_into().expect("ascii"))];
+        let own = KeyPair::generate().expect("a key");
+        let pem = odd.self_signed(&own).expect("a certificate").pem();
+        assert_eq!(read(&pem, &own.serialize_pem()), Err(Flaw::NoNames));
+    }
+
+    #[test]
+    fn a_chain_is_put_in_order() {
+        let (pems, key) = chain();
+        let whole = pems.concat();
+        for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2], [1, 2, 0]] {
+            let text: String = order.iter().map(|index| format!("some words\n{}", pems[*index])).collect();
+            assert_eq!(read(&text, &key).expect("read").chain, whole, "{order:?}");
+        }
+        // Both in one text, with what OpenSSL writes before each.
+        let read_both = read(&format!("{key}subject=CN = leaf\n{whole}"), &format!("{key}{whole}")).expect("read");
+        assert_eq!((read_both.chain, read_both.key.reveal().trim().to_owned()), (whole, key.replace("\r\n", "\n").trim().to_owned()));
+    }
+
+    #[test]
+    fn every_kind_of_key_is_read() {
+        for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384, &PKCS_ED25519, &PKCS_RSA_SHA256] {
+            let key = KeyPair::generate_for(algorithm).expect("a key");
+            let chain = params("leaf", &["a.test"]).self_signed(&key).expect("a certificate").pem();
+            assert!(read(&chain, &key.serialize_pem()).is_ok(), "{algorithm:?}");
+            // What PKCS#8 wraps is the older form of the key.
+            let (_, wrapped) = parse_der(key.serialized_der()).expect("PKCS#8");
+            let inner = wrapped.as_sequence().expect("a sequence")[2].as_slice().expect("octets");
+            let label = match algorithm {
+                _ if *algorithm == PKCS_RSA_SHA256 => "RSA PRIVATE KEY",
+                _ if *algorithm == PKCS_ED25519 => continue,
+                _ => "EC PRIVATE KEY",
+            };
+            let old = armored(label, inner);
+            assert_eq!(read(&chain, &old).expect(label).key.reveal(), old, "{label}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_served_is_said_in_a_sentence() {
+        let ((chain, key), (other, other_key)) = (single(&["a.test"]), single(&["b.test"]));
+        let encrypted = key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+        let legacy = key.replace("-----\n", "-----\nProc-Type: 4,ENCRYPTED\n").replace("-----\r\n", "-----\r\nProc-Type: 4,ENCRYPTED\n");
+        let broken = armored("CERTIFICATE", b"not DER");
+        for (chain, key, expected) in [
+            ("", key.as_str(), "there is no certificate"),
+            (&key, &key, "there is no certificate"),
+            (&chain, "", "there is no private key"),
+            (&chain, &chain, "there is no private key"),
+            (&chain, &encrypted, "decrypt it with `openssl pkey"),
+            (&chain, &legacy, "decrypt it with `openssl pkey"),
+            (&chain, &format!("{key}{other_key}"), "several private keys"),
+            (&chain, &armored("PRIVATE KEY", b"not DER"), "of a kind that TLS does not use"),
+            (&chain, &other_key, "the key does not belong to the certificate of `CN=leaf`"),
+            (&broken, &key, "certificate 1 of the text cannot be read"),
+            (&chain.repeat(11), &key, "there are 11 certificates"),
+            (&format!("{chain}{}", other.replace("\r\n", "\n")), &key, ""),
+            (&format!("{chain}{}", chain_of_a_stranger()), &key, "the certificate of `CN=stranger` is not part of the chain"),
+        ] {
+            let result = read(chain, key);
+            match expected {
+                // It has the issuer's name, so it may be its other certificate.
+                "" => assert!(result.is_ok(), "{result:?}"),
+                expected => assert!(result.clone().is_err_and(|flaw| flaw.to_string().contains(expected)), "{expected}: {result:?}"),
+            }
+        }
+    }
+
+    fn chain_of_a_stranger() -> String {
+        let (signer, own) = (key(), key());
+        let issuer = Issuer::new(params("elsewhere", &[]), signer);
+        params("stranger", &["c.test"]).signed_by(&own, &issuer).expect("signed").pem()
+    }
+
+    #[test]
+    fn a_certificate_without_end_ends_with_the_calendar() {
+        let own = key();
+        let mut endless = params("leaf", &["a.test"]);
+        endless.not_after = rcgen::date_time_ymd(9999, 12, 31) + std::time::Duration::from_secs(86_399);
+        let pem = endless.self_signed(&own).expect("a certificate").pem();
+        assert_eq!(read(&pem, &own.serialize_pem()).expect("read").not_after, Timestamp::MAX);
+    }
+
+    #[test]
+    fn nothing_shows_the_key() {
+        let (chain, key) = single(&["a.test"]);
+        let inner = key.lines().nth(1).expect("base64").trim().to_owned();
+        let read_back = read(&chain, &key).expect("read");
+        assert!(!format!("{read_back:?}").contains(&inner));
+        let flaw = read(&chain, &key.replace(&inner, &inner.replacen('M', "N", 1))).expect_err("broken");
+        assert!(!format!("{flaw} {flaw:?}").contains(&inner[8..40]), "{flaw}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_without_panic(text in "(-----(BEGIN|END) (CERTIFICATE|PRIVATE KEY|EC PRIVATE KEY)-----|[A-Za-z0-9+/=]{0,60}|.{0,10}|\n){0,20}") {
+            prop_assert!(read(&text, &text).is_err());
+        }
+
+        #[test]
+        fn any_damage_is_refused_or_harmless(at in 0..2000usize, bit in 0..8u8) {
+            use std::sync::LazyLock;
+            static GOOD: LazyLock<(String, String)> = LazyLock::new(|| single(&["a.test"]));
+            let (chain, key) = &*GOOD;
+            let der = CertificateDer::from_pem_slice(chain.as_bytes()).expect("one");
+            let mut bytes = der.to_vec();
+            let at = at % bytes.len();
+            bytes[at] ^= 1 << bit;
+            _ = read(&armored("CERTIFICATE", &bytes), key);
+            _ = read(&armored("CERTIFICATE", &bytes[..at]), key);
+        }
+    }
+}

@@ -87,3 +87,21 @@ impl Record {
         Ok(Record { id, service, source, issuer, names, chain, key, not_before, not_after, window: None, unwanted_since: None })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificate::local::self_signed;
+
+    #[test]
+    fn a_record_reads_back_and_shows_no_key() {
+        let record = self_signed("shop_web", &["a.test".to_owned()].into(), Timestamp::now()).expect("made");
+        let text = serde_json::to_string(&record).expect("JSON");
+        assert_eq!(serde_json::from_str::<Record>(&text).expect("read back"), record);
+        let letters = record.key.reveal().lines().nth(1).expect("base64");
+        assert!(text.contains(letters));
+        assert!(!format!("{record:?} {:?}", record.key).contains(letters));
+        let origin = Origin { id: String::new(), service: String::new(), source: Source::File, issuer: None };
+        assert_eq!(Record::from_pem(origin, &record.chain, record.key.reveal()).expect("read").names, ["a.test"]);
+    }
+}

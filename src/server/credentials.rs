@@ -1,11 +1,12 @@
 //! Keeps what handshakes use up to date: the keyring by the certificates that there are, and the settings by the authorities that
 //! labels name. One task; handshakes take what they need by a pointer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use jiff::Timestamp;
 use rustls::crypto::CryptoProvider;
 use tokio::sync::{Semaphore, watch};
 
@@ -14,16 +15,24 @@ use super::admission::Admission;
 use super::terminate::{Settings, Terminator};
 use crate::certificate::challenge::Challenges;
 use crate::certificate::keyring::{Entry, Keyring};
+use crate::certificate::local;
+use crate::certificate::pairs::FilesFound;
 use crate::certificate::record::Record;
 use crate::certificate::tls::{Shown, Terms};
 use crate::config::Config;
+use crate::diagnostic::render;
 use crate::state::{Certificates, Live, State};
+use crate::store::Store;
+use crate::store::keyed::Keyed;
+use crate::store::memory::Memory;
 
 /// One client may have this part of all handshakes.
 const SHARE: usize = 8;
 
-/// All certificates of one origin that there are now.
+/// All certificates that were obtained or made, as there are now.
 pub type Records = watch::Receiver<Arc<Vec<Record>>>;
+/// Those that the user gives.
+pub type Files = watch::Receiver<Arc<FilesFound>>;
 
 /// The one writer of the keyring and of the handshakes' settings.
 pub struct Credentials {
@@ -63,14 +72,14 @@ impl Credentials {
     }
 
     /// Follows the certificates of all origins and the state's authorities, for as long as they change.
-    pub async fn follow(mut self, mut records: Vec<Records>, mut swapped: watch::Receiver<()>) {
+    pub async fn follow(mut self, mut obtained: Records, mut files: Files, mut swapped: watch::Receiver<()>) {
         loop {
-            let all: Vec<Arc<Vec<Record>>> = records.iter_mut().map(|origin| origin.borrow_and_update().clone()).collect();
-            self.show(all.iter().flat_map(|records| records.iter()));
+            let (own, given) = (obtained.borrow_and_update().clone(), files.borrow_and_update().clone());
+            self.show(own.iter().chain(given.records.values().map(|record| &**record)));
             self.ask(&self.live.load());
-            let mut any: futures_util::stream::FuturesUnordered<_> = records.iter_mut().map(watch::Receiver::changed).collect();
             tokio::select! {
-                Some(Ok(())) = futures_util::StreamExt::next(&mut any) => {}
+                Ok(()) = obtained.changed() => {}
+                Ok(()) = files.changed() => {}
                 Ok(()) = swapped.changed() => {}
                 else => return,
             }
@@ -137,19 +146,33 @@ fn provider() -> Arc<CryptoProvider> {
 /// No key could be made.
 pub fn default_entry() -> Result<Entry, Error> {
     let no_key = |error: &dyn std::fmt::Display| Error::Start(format!("no default certificate can be made: {error}"));
-    let made = rcgen::generate_simple_self_signed(vec!["skep.invalid".to_owned()]).map_err(|error| no_key(&error))?;
-    let record = Record {
-        id: "default".to_owned(),
-        service: String::new(),
-        source: crate::certificate::Source::SelfSigned,
-        issuer: None,
-        names: Vec::new(),
-        chain: made.cert.pem(),
-        key: crate::certificate::record::Secret::new(made.signing_key.serialize_pem()),
-        not_before: jiff::Timestamp::UNIX_EPOCH,
-        not_after: jiff::Timestamp::MAX,
-        window: None,
-        unwanted_since: None,
-    };
+    let record = local::self_signed("", &BTreeSet::new(), Timestamp::now()).map_err(|error| no_key(&error))?;
     Entry::new(&record, &provider()).map_err(|error| no_key(&error))
+}
+
+/// What outlives the process, on disk. Where nothing can be kept, certificates are obtained again at each start, which authorities bear a
+/// few times only: then there is no start where they are asked.
+///
+/// # Errors
+/// Others may read the keys, or nothing can be kept and an authority is to be asked.
+pub fn open_store(config: &Config) -> Result<Arc<dyn Store>, Error> {
+    let Some(directory) = &config.state.directory else {
+        return match config.acme.configured() {
+            true => Err(Error::Start("certificates are obtained by ACME and have to be kept: set state.directory".to_owned())),
+            false => Ok(Arc::new(Memory::default())),
+        };
+    };
+    match Keyed::open(directory) {
+        Ok((store, findings)) => {
+            if !findings.is_empty() {
+                tracing::warn!("{}", render(&findings, false).trim_end());
+            }
+            Ok(Arc::new(store))
+        }
+        Err(error) if directory.join("store").is_dir() || config.acme.configured() => Err(Error::Start(error.to_string())),
+        Err(error) => {
+            tracing::warn!(%error, "nothing is kept but in memory: set state.directory to a place that can be written");
+            Ok(Arc::new(Memory::default()))
+        }
+    }
 }

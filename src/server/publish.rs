@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::credentials::Files;
 use crate::config::Config;
 use crate::diagnostic::{Diagnostic, Severity, render};
 use crate::provider::Health;
@@ -122,6 +123,7 @@ fn open(directory: &Path) -> Option<Disk> {
 pub struct Publisher {
     config: watch::Receiver<Arc<Config>>,
     sources: Sources,
+    files: Files,
     pub live: Arc<Live>,
     pub ledger: Arc<Ledger>,
     pub limits: Arc<Limits>,
@@ -133,11 +135,11 @@ pub struct Publisher {
 
 impl Publisher {
     /// Publishes the first state.
-    pub fn new(config: watch::Receiver<Arc<Config>>, sources: Sources, metrics: Arc<Metrics>) -> Publisher {
+    pub fn new(config: watch::Receiver<Arc<Config>>, sources: Sources, files: Files, metrics: Arc<Metrics>) -> Publisher {
         let empty = State::build(config.borrow().clone(), Arc::new(Snapshot::default()));
         let live = Arc::new(Live::new(empty));
         let (ledger, limits, swapped) = (Arc::default(), Arc::default(), watch::Sender::default());
-        let mut publisher = Publisher { config, sources, live, ledger, limits, swapped, stamps: Stamps::default(), metrics };
+        let mut publisher = Publisher { config, sources, files, live, ledger, limits, swapped, stamps: Stamps::default(), metrics };
         publisher.publish();
         publisher
     }
@@ -149,6 +151,8 @@ impl Publisher {
                 more = self.sources.changed() => more,
                 word = self.config.changed() => word.is_ok(),
                 () = self.stamps.changed() => true,
+                // Where no directory is given there is nobody who would say more.
+                Ok(()) = self.files.changed() => true,
             };
             if !more {
                 return;
@@ -160,7 +164,7 @@ impl Publisher {
     fn publish(&mut self) {
         let config = self.config.borrow_and_update().clone();
         let snapshot = Arc::new(self.sources.snapshot());
-        let state = State::build(config, snapshot).with_authorities(authority::read);
+        let state = State::build(config, snapshot).with_authorities(authority::read).with_files(&self.files.borrow_and_update().clone());
         self.stamps.keep(state.authorities.keys());
         self.ledger.admit(state.pools());
         let Some(difference) = self.live.publish(state) else { return };

@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Told;
 use super::authority;
 use super::claim::{Claim, subject};
+use super::{State, Told};
+use crate::certificate::pairs::FilesFound;
 use crate::certificate::wanted::Wish;
 use crate::certificate::{Mode, Source};
-use crate::config::Config;
+use crate::config::{Config, DefaultCertificate};
 use crate::diagnostic::{Diagnostic, brief};
+use crate::label::Value;
 use crate::route::HostPattern;
 
 /// Settles what the labels leave open: after this each route has a mode and a source.
@@ -76,8 +78,71 @@ fn at(claim: &Claim<'_>, key: &str, finding: Diagnostic) -> Diagnostic {
 }
 
 /// Where certificates come from that no label speaks of.
-fn usual_source(_config: &Config) -> Source {
-    Source::SelfSigned
+fn usual_source(config: &Config) -> Source {
+    match config.certificates.default {
+        DefaultCertificate::Acme => Source::Acme,
+        DefaultCertificate::Internal => Source::Internal,
+        DefaultCertificate::Auto if config.acme.configured() => Source::Acme,
+        DefaultCertificate::Auto | DefaultCertificate::SelfSigned => Source::SelfSigned,
+    }
+}
+
+impl State {
+    /// The state with what is to be said of the certificates that the user gives, and of the names that want one of them in vain.
+    #[must_use]
+    pub fn with_files(mut self, found: &FilesFound) -> State {
+        self.diagnostics.extend(found.findings.iter().cloned());
+        let covered = |host: &HostPattern| {
+            let mut names = found.records.values().flat_map(|record| &record.names).map(String::as_str);
+            match host {
+                HostPattern::Any => true,
+                HostPattern::Wildcard(rest) => names.any(|name| name.strip_prefix("*.") == Some(rest)),
+                HostPattern::Exact(host) => {
+                    let above = host.split_once('.').map(|(_, above)| above);
+                    names.any(|name| name == host || (above.is_some() && name.strip_prefix("*.") == above))
+                }
+            }
+        };
+        for (subject, host, value) in &self.by_file {
+            if !covered(host) {
+                let name = match host {
+                    HostPattern::Any => continue,
+                    HostPattern::Wildcard(rest) => format!("*.{rest}"),
+                    HostPattern::Exact(name) => name.clone(),
+                };
+                let finding =
+                    Diagnostic::error("no-certificate-file", format!("no file has a certificate for `{name}`: clients get a warning"));
+                let help = match &self.config.certificates.directory {
+                    Some(directory) => format!("put the certificate and its key into {}", directory.display()),
+                    None => "set `certificates.directory` to the directory with your certificates".to_owned(),
+                };
+                self.diagnostics.push(finding.at(value.place()).of(subject.clone()).help(help));
+            }
+        }
+        super::tidy(&mut self.diagnostics);
+        self
+    }
+}
+
+/// A host whose certificate the user gives, with the service and the label that say so.
+pub(super) type ByFile = (String, HostPattern, Value);
+
+/// All of them.
+pub(super) fn by_file(claims: &[Claim<'_>], config: &Config) -> Vec<ByFile> {
+    let mut found = Vec::new();
+    let wanted = |claim: &&Claim<'_>| {
+        let tls = &claim.route.tls;
+        tls.source == Some(Source::File)
+            && matches!(tls.mode, Some(Mode::Redirect | Mode::Only | Mode::Both))
+            && !config.https.listen.is_empty()
+    };
+    for claim in claims.iter().filter(wanted) {
+        let Some(value) = claim.spec.get("cert") else { continue };
+        for host in claim.matching.alternatives.iter().flat_map(|matcher| &matcher.hosts) {
+            found.push((subject(claim.service), host.clone(), value.clone()));
+        }
+    }
+    found
 }
 
 /// Hosts that ask their clients for certificates: by exact name, and by what follows `*.`.

@@ -13,6 +13,7 @@ mod lean;
 mod limits;
 mod pebble;
 mod resilience;
+mod secrecy;
 mod seen;
 mod siege;
 mod swarm;
