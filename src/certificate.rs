@@ -9,8 +9,11 @@ mod hook;
 mod journal;
 pub mod label;
 mod ovh;
+mod propagation;
+mod publish;
 pub mod record;
 mod rfc2136;
+mod tsig;
 pub mod wanted;
 pub mod zone;
 

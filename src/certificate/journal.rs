@@ -11,6 +11,8 @@ use super::dns::Record;
 
 /// A record this old is no running order's, be it of another process that hands over to us.
 const STALE: SignedDuration = SignedDuration::from_mins(60);
+/// A record this old is tried a last time.
+const HOPELESS: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// More entries are not read at a time.
 const MOST: usize = 1000;
 /// Longer files are not entries.
@@ -58,8 +60,8 @@ impl Journal {
         }
     }
 
-    /// Records of earlier runs.
-    pub async fn leftovers(&self) -> Vec<Record> {
+    /// Records of earlier runs, and whether it is time to give each up.
+    pub async fn leftovers(&self) -> Vec<(Record, bool)> {
         let (directory, started) = (self.directory.clone(), self.started);
         let entries = blocking(move || read(&directory)).await.unwrap_or_else(|error| {
             tracing::warn!(directory = %self.directory.display(), %error, "notes of DNS-01 records cannot be read");
@@ -67,7 +69,8 @@ impl Journal {
         });
         let alive = |process: u32| process != std::process::id() && Path::new("/proc").join(process.to_string()).exists();
         let now = Timestamp::now();
-        entries.into_iter().filter(|entry| left_over(entry, alive(entry.process), started, now)).map(|entry| entry.record).collect()
+        let left = entries.into_iter().filter(|entry| left_over(entry, alive(entry.process), started, now));
+        left.map(|entry| (entry.record, now.duration_since(entry.since) > HOPELESS)).collect()
     }
 
     fn file(&self, record: &Record) -> PathBuf {
@@ -141,7 +144,7 @@ mod tests {
 
         let next = Journal::new(directory);
         next.note(&record("three")).await;
-        assert_eq!(next.leftovers().await, [record("two")]);
+        assert_eq!(next.leftovers().await, [(record("two"), false)]);
         assert_eq!(Journal::new(folder.path().join("none")).leftovers().await, []);
     }
 

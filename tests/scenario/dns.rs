@@ -26,8 +26,8 @@ const KEYS: [(&str, &str, &str); 2] = [
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// BIND on one address and port of this machine: authoritative for the zones below, and a resolver that knows no others.
-struct Named {
-    address: SocketAddr,
+pub struct Named {
+    pub address: SocketAddr,
     process: Child,
     folder: TempDir,
 }
@@ -51,7 +51,7 @@ fn zone(servers: &[(&str, &str)], more: &str) -> String {
 
 impl Named {
     /// The zones example.test and delegated.test, which the keys may change, guarded.test, which they may not, and the root.
-    async fn primary() -> Named {
+    pub async fn primary() -> Named {
         Named::serving(&[("ns1", "127.0.0.1")], "").await
     }
 
@@ -156,7 +156,7 @@ fn file(folder: &TempDir, name: &str, text: &str) -> PathBuf {
 }
 
 /// Settings of rfc2136 with the first key, as `tsig-keygen` prints it.
-fn settings(named: &Named, folder: &TempDir) -> Settings {
+pub fn settings(named: &Named, folder: &TempDir) -> Settings {
     let (name, algorithm, secret) = KEYS[0];
     let key = format!("key \"{name}\" {{\n\talgorithm {algorithm};\n\tsecret \"{secret}\";\n}};\n");
     Settings {
@@ -238,9 +238,9 @@ async fn each_mistake_of_a_key_or_zone_is_named() {
     };
     let cases = [
         (key("skep", "hmac-sha256", "d3Jvbmctd3Jvbmctd3Jvbmctd3Jvbmc="), "app.example.test", "BADSIG"),
-        (key("nobody", "hmac-sha256", KEYS[0].2), "app.example.test", "does not know the key nobody. (BADKEY)"),
+        (key("nobody", "hmac-sha256", KEYS[0].2), "app.example.test", "does not know the key nobody (BADKEY)"),
         (key("skep", "hmac-sha512", KEYS[0].2), "app.example.test", "BADKEY"),
-        (fine.clone(), "guarded.test", "to let the key skep. change the zone guarded.test (REFUSED)"),
+        (fine.clone(), "guarded.test", "to let the key skep change the zone guarded.test (REFUSED)"),
         (fine.clone(), "strict.example.test", "change the zone guarded.test (REFUSED)"),
         (
             Settings { server: Some(empty.address.to_string()), ..fine.clone() },
@@ -284,6 +284,18 @@ async fn a_server_that_is_down_or_silent_is_the_networks_fault() {
             open(&Settings { server: Some(server), ..settings(&named, &folder) }).publish("app.example.test", "x").await.unwrap_err();
         assert!(error.passes() && error.what.contains(said), "{error}");
     }
+    let slow = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (own, behind) = (slow.local_addr().unwrap().to_string(), named.address);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = slow.accept().await {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let mut server = tokio::net::TcpStream::connect(behind).await.unwrap();
+            tokio::io::copy_bidirectional(&mut stream, &mut server).await.ok();
+        }
+    });
+    let patient = open(&Settings { server: Some(own), ..settings(&named, &folder) });
+    patient.publish("app.example.test", "slow").await.unwrap().remove().await.unwrap();
+
     let deaf = Settings { resolver: vec![silent.local_addr().unwrap()], ..settings(&named, &folder) };
     let error = open(&deaf).publish("app.example.test", "x").await.unwrap_err();
     assert!(error.fault == Fault::Network && error.to_string().contains("dns.resolver"), "{error}");
