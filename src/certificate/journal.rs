@@ -31,6 +31,9 @@ struct Entry {
     since: Timestamp,
     /// Which process noted it.
     process: u32,
+    /// It could not be removed when it should have been.
+    #[serde(default)]
+    given_up: bool,
     record: Record,
 }
 
@@ -41,7 +44,16 @@ impl Journal {
 
     /// Remembers `record`, before it is published. Failing is said and no reason not to publish.
     pub async fn note(&self, record: &Record) {
-        let entry = Entry { since: Timestamp::now(), process: std::process::id(), record: record.clone() };
+        self.remember(record, false).await;
+    }
+
+    /// `record` is not needed any more and could not be removed.
+    pub async fn give_up(&self, record: &Record) {
+        self.remember(record, true).await;
+    }
+
+    async fn remember(&self, record: &Record, given_up: bool) {
+        let entry = Entry { since: Timestamp::now(), process: std::process::id(), given_up, record: record.clone() };
         let (directory, file) = (self.directory.clone(), self.file(record));
         let written = blocking(move || write(&directory, &file, &entry)).await;
         if let Err(error) = written {
@@ -60,7 +72,7 @@ impl Journal {
         }
     }
 
-    /// Records of earlier runs, and whether it is time to give each up.
+    /// Records of earlier runs and those that were given up, each with whether this is its last chance.
     pub async fn leftovers(&self) -> Vec<(Record, bool)> {
         let (directory, started) = (self.directory.clone(), self.started);
         let entries = blocking(move || read(&directory)).await.unwrap_or_else(|error| {
@@ -82,7 +94,7 @@ impl Journal {
 
 /// Whoever noted it may still need it: this process (`started`), or another one that runs (`alive`) and hands over to us.
 fn left_over(entry: &Entry, alive: bool, started: Timestamp, now: Timestamp) -> bool {
-    entry.since < started && (!alive || now.duration_since(entry.since) > STALE)
+    entry.given_up || (entry.since < started && (!alive || now.duration_since(entry.since) > STALE))
 }
 
 fn write(directory: &Path, file: &Path, entry: &Entry) -> io::Result<()> {
@@ -139,6 +151,10 @@ mod tests {
         crashed.forget(&record("one")).await;
         crashed.forget(&record("one")).await;
         assert_eq!(crashed.leftovers().await, [], "they are its own");
+        crashed.note(&record("four")).await;
+        crashed.give_up(&record("four")).await;
+        assert_eq!(crashed.leftovers().await, [(record("four"), false)]);
+        crashed.forget(&record("four")).await;
         std::fs::write(directory.join("stray.json"), "{").unwrap();
         std::fs::write(directory.join("half.draft"), "{").unwrap();
 
@@ -151,7 +167,7 @@ mod tests {
     #[test]
     fn an_order_of_a_process_that_still_runs_is_let_be_for_an_hour() {
         let started: Timestamp = "2026-01-01T10:00:00Z".parse().unwrap();
-        let entry = |since: &str| Entry { since: since.parse().unwrap(), process: 7, record: record("x") };
+        let entry = |since: &str| Entry { since: since.parse().unwrap(), process: 7, given_up: false, record: record("x") };
         let now = started + SignedDuration::from_mins(5);
         for (since, alive, expected) in [
             ("2026-01-01T09:59:00Z", true, false),

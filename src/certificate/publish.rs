@@ -81,19 +81,20 @@ impl Dns {
         futures_util::future::try_join_all(waits).await.map(drop)
     }
 
-    /// Removes what an earlier run left behind: how many records. For starts, and now and then.
+    /// Removes what earlier runs left behind and what could not be removed when it should have been: how many records. For starts, and
+    /// now and then, as every hour.
     pub async fn sweep(&self) -> usize {
         let Some(journal) = &self.journal else { return 0 };
         let mut swept = 0;
         for (record, hopeless) in journal.leftovers().await {
             match self.bounded(self.provider.remove(&record)).await {
                 Ok(()) => {
-                    tracing::info!(name = record.name, "removed a DNS-01 record that an earlier run left behind");
+                    tracing::info!(name = record.name, "removed a DNS-01 record that was left behind");
                     self.forget(&record).await;
                     swept += 1;
                 }
                 Err(error) => {
-                    tracing::warn!(name = record.name, value = record.value, %error, "a DNS-01 record of an earlier run could not be removed");
+                    tracing::warn!(name = record.name, value = record.value, %error, "a DNS-01 record that was left behind could not be removed");
                     if hopeless {
                         self.forget(&record).await;
                     }
@@ -128,8 +129,10 @@ impl Dns {
             tokio::time::sleep(pause).await;
             outcome = self.bounded(self.provider.remove(record)).await;
         }
-        if outcome.is_ok() {
-            self.forget(record).await;
+        match (&outcome, &self.journal) {
+            (Ok(()), _) => self.forget(record).await,
+            (Err(_), Some(journal)) => journal.give_up(record).await,
+            (Err(_), None) => {}
         }
         outcome
     }

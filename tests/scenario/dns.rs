@@ -56,6 +56,10 @@ impl Named {
     }
 
     async fn serving(servers: &[(&str, &str)], options: &str) -> Named {
+        Named::on(free_port(), servers, options).await
+    }
+
+    async fn on(port: u16, servers: &[(&str, &str)], options: &str) -> Named {
         let free = "allow-update { key skep; key long; };";
         let aliases = "_acme-challenge.away CNAME away.delegated.test.\n\
             *.wild CNAME app\n\
@@ -72,7 +76,7 @@ impl Named {
         let statements: String =
             written.iter().map(|(name, _, more)| format!("zone \"{name}\" {{ type primary; file \"{name}.zone\"; {more} }};\n")).collect();
         let files: Vec<(String, String)> = written.into_iter().map(|(name, text, _)| (format!("{name}.zone"), text)).collect();
-        Named::start("127.0.0.1", free_port(), &files, &statements, options).await
+        Named::start("127.0.0.1", port, &files, &statements, options).await
     }
 
     async fn start(ip: &str, port: u16, files: &[(String, String)], zones: &str, options: &str) -> Named {
@@ -344,6 +348,28 @@ async fn what_a_crash_leaves_behind_is_swept_at_the_next_start_and_nothing_else(
     // Refused as a whole: nothing to remember.
     assert!(next.publish("guarded.test", "x").await.is_err());
     assert_eq!(std::fs::read_dir(folder.path().join("dns")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn what_cannot_be_removed_while_the_server_is_down_is_removed_later() {
+    let mut named = Named::primary().await;
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(&named, &folder);
+    let dns = dns::from_config(&settings, Some(folder.path())).unwrap().unwrap();
+    let published = dns.publish("app.example.test", "late").await.unwrap();
+    named.process.kill().unwrap();
+    named.process.wait().unwrap();
+    let error = published.remove().await.unwrap_err();
+    assert!(error.fault == Fault::Network, "{error}");
+    assert_eq!(dns.sweep().await, 0);
+
+    let again = Named::on(named.address.port(), &[("ns1", "127.0.0.1")], "").await;
+    // Its zones are as they were written: what was published before is published anew, by somebody without a memory.
+    std::mem::forget(open(&settings).publish("app.example.test", "late").await.unwrap());
+    let live = dns.publish("app.example.test", "live").await.unwrap();
+    assert_eq!(dns.sweep().await, 1);
+    assert_eq!(again.values(NAME).await, ["live", "somebody else's"]);
+    live.remove().await.unwrap();
 }
 
 #[tokio::test]
