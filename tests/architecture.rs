@@ -37,6 +37,8 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("certificate", "order"),
     ("certificate", "ovh"),
     ("certificate", "probe"),
+    ("certificate", "propagation"),
+    ("certificate", "publish"),
     ("certificate", "rfc2136"),
     ("certificate", "transport"),
     ("certificate", "unverified"),

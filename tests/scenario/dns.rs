@@ -26,8 +26,8 @@ const KEYS: [(&str, &str, &str); 2] = [
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// BIND on one address and port of this machine: authoritative for the zones below, and a resolver that knows no others.
-struct Named {
-    address: SocketAddr,
+pub struct Named {
+    pub address: SocketAddr,
     process: Child,
     folder: TempDir,
 }
@@ -51,11 +51,15 @@ fn zone(servers: &[(&str, &str)], more: &str) -> String {
 
 impl Named {
     /// The zones example.test and delegated.test, which the keys may change, guarded.test, which they may not, and the root.
-    async fn primary() -> Named {
+    pub async fn primary() -> Named {
         Named::serving(&[("ns1", "127.0.0.1")], "").await
     }
 
     async fn serving(servers: &[(&str, &str)], options: &str) -> Named {
+        Named::on(free_port(), servers, options).await
+    }
+
+    async fn on(port: u16, servers: &[(&str, &str)], options: &str) -> Named {
         let free = "allow-update { key skep; key long; };";
         let aliases = "_acme-challenge.away CNAME away.delegated.test.\n\
             *.wild CNAME app\n\
@@ -72,7 +76,7 @@ impl Named {
         let statements: String =
             written.iter().map(|(name, _, more)| format!("zone \"{name}\" {{ type primary; file \"{name}.zone\"; {more} }};\n")).collect();
         let files: Vec<(String, String)> = written.into_iter().map(|(name, text, _)| (format!("{name}.zone"), text)).collect();
-        Named::start("127.0.0.1", free_port(), &files, &statements, options).await
+        Named::start("127.0.0.1", port, &files, &statements, options).await
     }
 
     async fn start(ip: &str, port: u16, files: &[(String, String)], zones: &str, options: &str) -> Named {
@@ -156,7 +160,7 @@ fn file(folder: &TempDir, name: &str, text: &str) -> PathBuf {
 }
 
 /// Settings of rfc2136 with the first key, as `tsig-keygen` prints it.
-fn settings(named: &Named, folder: &TempDir) -> Settings {
+pub fn settings(named: &Named, folder: &TempDir) -> Settings {
     let (name, algorithm, secret) = KEYS[0];
     let key = format!("key \"{name}\" {{\n\talgorithm {algorithm};\n\tsecret \"{secret}\";\n}};\n");
     Settings {
@@ -238,9 +242,9 @@ async fn each_mistake_of_a_key_or_zone_is_named() {
     };
     let cases = [
         (key("skep", "hmac-sha256", "d3Jvbmctd3Jvbmctd3Jvbmctd3Jvbmc="), "app.example.test", "BADSIG"),
-        (key("nobody", "hmac-sha256", KEYS[0].2), "app.example.test", "does not know the key nobody. (BADKEY)"),
+        (key("nobody", "hmac-sha256", KEYS[0].2), "app.example.test", "does not know the key nobody (BADKEY)"),
         (key("skep", "hmac-sha512", KEYS[0].2), "app.example.test", "BADKEY"),
-        (fine.clone(), "guarded.test", "to let the key skep. change the zone guarded.test (REFUSED)"),
+        (fine.clone(), "guarded.test", "to let the key skep change the zone guarded.test (REFUSED)"),
         (fine.clone(), "strict.example.test", "change the zone guarded.test (REFUSED)"),
         (
             Settings { server: Some(empty.address.to_string()), ..fine.clone() },
@@ -284,6 +288,18 @@ async fn a_server_that_is_down_or_silent_is_the_networks_fault() {
             open(&Settings { server: Some(server), ..settings(&named, &folder) }).publish("app.example.test", "x").await.unwrap_err();
         assert!(error.passes() && error.what.contains(said), "{error}");
     }
+    let slow = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (own, behind) = (slow.local_addr().unwrap().to_string(), named.address);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = slow.accept().await {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let mut server = tokio::net::TcpStream::connect(behind).await.unwrap();
+            tokio::io::copy_bidirectional(&mut stream, &mut server).await.ok();
+        }
+    });
+    let patient = open(&Settings { server: Some(own), ..settings(&named, &folder) });
+    patient.publish("app.example.test", "slow").await.unwrap().remove().await.unwrap();
+
     let deaf = Settings { resolver: vec![silent.local_addr().unwrap()], ..settings(&named, &folder) };
     let error = open(&deaf).publish("app.example.test", "x").await.unwrap_err();
     assert!(error.fault == Fault::Network && error.to_string().contains("dns.resolver"), "{error}");
@@ -332,6 +348,28 @@ async fn what_a_crash_leaves_behind_is_swept_at_the_next_start_and_nothing_else(
     // Refused as a whole: nothing to remember.
     assert!(next.publish("guarded.test", "x").await.is_err());
     assert_eq!(std::fs::read_dir(folder.path().join("dns")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn what_cannot_be_removed_while_the_server_is_down_is_removed_later() {
+    let mut named = Named::primary().await;
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(&named, &folder);
+    let dns = dns::from_config(&settings, Some(folder.path())).unwrap().unwrap();
+    let published = dns.publish("app.example.test", "late").await.unwrap();
+    named.process.kill().unwrap();
+    named.process.wait().unwrap();
+    let error = published.remove().await.unwrap_err();
+    assert!(error.fault == Fault::Network, "{error}");
+    assert_eq!(dns.sweep().await, 0);
+
+    let again = Named::on(named.address.port(), &[("ns1", "127.0.0.1")], "").await;
+    // Its zones are as they were written: what was published before is published anew, by somebody without a memory.
+    std::mem::forget(open(&settings).publish("app.example.test", "late").await.unwrap());
+    let live = dns.publish("app.example.test", "live").await.unwrap();
+    assert_eq!(dns.sweep().await, 1);
+    assert_eq!(again.values(NAME).await, ["live", "somebody else's"]);
+    live.remove().await.unwrap();
 }
 
 #[tokio::test]
