@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! rank 6  main -> cli -> server        the assemblers: they may know everything
-//! rank 5  provider/{docker,compose}  store/disk  proxy/{pingora,stream,...}  telemetry/{log,prometheus,otlp,...}
+//! rank 5  provider/{docker,compose}  store/{disk,keyed}  proxy/{pingora,stream,...}  telemetry/{log,prometheus,otlp,...}
 //! rank 4  proxy                        what to do with one request
 //! rank 3  state                        Snapshot + Config -> State, and its swap; the one module that knows all features
 //! rank 2  route  upstream  traffic  certificate  auth  policy  backup       the features; never each other

@@ -80,7 +80,7 @@ impl Authority {
         }
         let root_key = KeyPair::from_pem(self.key.reveal())?;
         let issuer = Issuer::from_ca_cert_pem(&self.root, root_key)?;
-        let certificate = leaf(names, now, (now + LEAF_LIFETIME).min(self.not_after))?.signed_by(key, &issuer)?;
+        let certificate = leaf(names, now, (now - BACKDATED + LEAF_LIFETIME).min(self.not_after))?.signed_by(key, &issuer)?;
         Ok(Record::from_pem(origin, &certificate.pem(), secret(key).reveal())?)
     }
 }
@@ -167,7 +167,7 @@ mod tests {
         let wanted = names(&["a.internal", "*.b.internal", "10.0.0.1", "fd00::1"]);
         let record = authority.issue(origin(), &wanted, &key, now()).expect("issued");
         assert_eq!(record.names, wanted.iter().cloned().collect::<Vec<_>>());
-        assert_eq!((record.not_before, record.not_after), (now() - BACKDATED, now() + 90 * DAY));
+        assert_eq!((record.not_before, record.not_after), (now() - BACKDATED, now() - BACKDATED + 90 * DAY));
         for name in ["a.internal", "x.b.internal", "10.0.0.1", "fd00::1"] {
             assert_eq!(verify(authority.root_pem(), &record, name, now() + 89 * DAY), Ok(()), "{name}");
         }

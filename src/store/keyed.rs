@@ -68,6 +68,7 @@ impl Keyed {
             sync_parent(folder).map_err(|error| io_error(folder, &error))?;
         }
         let mut findings = Vec::new();
+        let _lock = keyed.lock()?;
         keyed.strays(&keyed.directory, &mut findings).map_err(|error| io_error(&keyed.directory, &error))?;
         Ok((keyed, findings))
     }
@@ -187,7 +188,7 @@ impl Keyed {
         }
     }
 
-    /// Findings about files that hold no value.
+    /// Under the lock: findings about files that hold no value; what a writer left that was ended half way is removed.
     fn strays(&self, folder: &Path, findings: &mut Vec<Diagnostic>) -> io::Result<()> {
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
@@ -195,13 +196,15 @@ impl Keyed {
             let subject = path.display().to_string();
             if path.is_dir() {
                 self.strays(&path, findings)?;
+            } else if name.ends_with(".new") {
+                fs::remove_file(&path)?;
             } else if name.contains(ASIDE) {
                 findings.push(
                     Diagnostic::warning("damaged-file", "this value of the store was damaged and has been set aside")
                         .of(subject)
                         .help("what it held is obtained anew where it can be; delete the file when it is not needed any more"),
                 );
-            } else if name != LOCK && !name.ends_with(EXTENSION) && !name.ends_with(".new") {
+            } else if name != LOCK && !name.ends_with(EXTENSION) {
                 findings.push(Diagnostic::warning("stray-file", "this file is none of the store's").of(subject).help("move it elsewhere"));
             }
         }
@@ -409,6 +412,8 @@ pub(super) mod tests {
     fn assert_sound(state: &Path, acknowledged: Option<u32>, what: &str) {
         let (keyed, findings) = Keyed::open(state).expect(what);
         assert_eq!(findings, [], "{what}");
+        let torn = keyed.path(KEY).with_extension("new");
+        assert!(!torn.exists(), "{what}: nothing torn stays");
         let now = number(&keyed, KEY);
         let value = now.as_ref().map(|(value, _)| *value);
         let least = acknowledged.unwrap_or(0);
