@@ -12,6 +12,7 @@ mod limits;
 mod resilience;
 mod seen;
 mod siege;
+mod stream;
 mod swarm;
 mod switching;
 mod tls;
