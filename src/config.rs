@@ -628,6 +628,29 @@ mod tests {
     }
 
     #[test]
+    fn ports_for_labels_are_numbers_and_ranges() {
+        for (text, ports) in [
+            ("[]", Some(vec![])),
+            ("[\"5432\", \"20000-20100\"]", Some(vec![5432..=5432, 20000..=20100])),
+            ("[5432]", Some(vec![5432..=5432])),
+            ("5432", Some(vec![5432..=5432])),
+            ("\"off\"", Some(vec![])),
+            ("[0]", None),
+            ("[\"20100-20000\"]", None),
+            ("[\"5432:5433\"]", None),
+            ("[70000]", None),
+            ("true", None),
+        ] {
+            let (config, findings) = parse("skep.toml", &format!("[tcp]\nports = {text}\n"), &[]);
+            assert_eq!(config.map(|config| config.tcp.ports), ports, "{text}: {findings:?}");
+        }
+        let (config, _) = parse("skep.toml", "[tcp]\nlisten = \"0.0.0.0\"\n", &environment(&[("SKEP_TCP_PORTS", "5432, 6000-6010")]));
+        let tcp = config.unwrap().tcp;
+        assert_eq!((tcp.listen, tcp.ports), (IpAddr::V4(Ipv4Addr::UNSPECIFIED), vec![5432..=5432, 6000..=6010]));
+        assert!(parse("skep.toml", "[tcp]\nlisten = \"[::]:80\"\n", &[]).0.is_none());
+    }
+
+    #[test]
     fn the_environment_overrides_the_file() {
         let given = environment(&[
             ("SKEP_HTTP_LISTEN", "127.0.0.1:8080, [::1]:8080"),

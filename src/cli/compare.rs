@@ -21,6 +21,9 @@ const OPEN_QUESTIONS: [&str; 2] = ["no-port", "no-address"];
 /// The same as long as it is not known where the edge stands.
 const QUESTIONS_OF_PLACE: [&str; 2] = ["no-shared-network", "several-networks"];
 
+/// Findings about those that something would be taken from, or tried to.
+const CONTESTED: [&str; 3] = ["route-contested", "port-contested", "passthrough-contested"];
+
 /// What happens to one route.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "change", rename_all = "lowercase")]
@@ -211,7 +214,7 @@ fn findings(before: &State, after: &State, ours: &BTreeSet<String>, located: boo
     };
     let about = |finding: &&Diagnostic| {
         let own = finding.subject.strip_prefix("service ").is_some_and(|name| ours.contains(name));
-        own || (!before.diagnostics.contains(finding) && finding.code == "route-contested")
+        own || (!before.diagnostics.contains(finding) && CONTESTED.contains(&finding.code.as_str()))
     };
     after.diagnostics.iter().filter(about).filter(answerable).cloned().collect()
 }

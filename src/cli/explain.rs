@@ -189,10 +189,11 @@ fn outcome(explanation: &Explanation, tasks: &[Destination], host: &str, path: &
         ActionView::Redirect { host } => (format!("a redirect to {host}{path}"), true),
         ActionView::Forward { balance, .. } => {
             let usable: Vec<_> = tasks.iter().filter(|one| one.task.usable).collect();
+            let way = if winner.tls.starts_with("passthrough") { "over http a redirect; its TLS is passed through: " } else { "" };
             match usable.as_slice() {
                 [] => (format!("503: route `{}` has no task that can take it", winner.id), false),
-                [one] => (format!("it goes to task {}", one.task.task), true),
-                several => (format!("it goes to one of {} tasks, chosen by {balance}", several.len()), true),
+                [one] => (format!("{way}it goes to task {}", one.task.task), true),
+                several => (format!("{way}it goes to one of {} tasks, chosen by {balance}", several.len()), true),
             }
         }
     }

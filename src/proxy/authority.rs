@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime};
 
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::utils::tls::{WrappedX509, parse_x509};
-use pingora_error::{Error, ErrorType, Result};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -68,8 +67,8 @@ fn parse(text: &[u8]) -> Certificates {
 /// Lets `peer` be believed as the backend's labels say.
 ///
 /// # Errors
-/// The authorities could not be read: then the task is not asked.
-pub(super) fn vouch(peer: &mut HttpPeer, backend: &Backend, state: &State) -> Result<()> {
+/// In words: the authorities could not be read, so the task must not be asked.
+pub(super) fn vouch(peer: &mut HttpPeer, backend: &Backend, state: &State) -> Result<(), String> {
     if !backend.scheme.is_secure() {
         return Ok(());
     }
@@ -77,10 +76,7 @@ pub(super) fn vouch(peer: &mut HttpPeer, backend: &Backend, state: &State) -> Re
         Trust::Machine => {}
         Trust::Unverified => (peer.options.verify_cert, peer.options.verify_hostname) = (false, false),
         Trust::Authority(path) => {
-            let certificates = match state.authority(path) {
-                Ok(certificates) => certificates,
-                Err(why) => return Error::e_explain(ErrorType::InvalidCert, format!("upstream-ca {}: {why}", path.display())),
-            };
+            let certificates = state.authority(path).map_err(|why| format!("upstream-ca {}: {why}", path.display()))?;
             // Kept connections are found by all that makes a peer, which its authorities are no part of.
             let mut hasher = DefaultHasher::new();
             certificates.hash(&mut hasher);

@@ -148,11 +148,11 @@ mod tests {
         upstream.read_to_string(&mut heard).await.unwrap();
         assert_eq!(heard, "HEAD first question");
         // The client has ended, and hears all the same.
-        upstream.write_all(&[b'x'; 1000]).await.unwrap_or_default();
+        upstream.write_all(&[b'x'; 50]).await.unwrap();
         upstream.shutdown().await.unwrap();
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).await.unwrap();
-        assert_eq!(joined.await.unwrap(), (true, (14, answer.len() as u64)));
+        assert_eq!((joined.await.unwrap(), answer.len()), ((true, (14, 50)), 50));
     }
 
     #[tokio::test]

@@ -127,7 +127,11 @@ impl ProxyHttp for Edge {
             return Error::e_explain(ErrorType::HTTPStatus(500), "no route to forward to");
         };
         let mut peer = peer(&chosen.backend, timeouts, session);
-        vouch(&mut peer, &chosen.backend, &ctx.state)?;
+        if let Err(why) = vouch(&mut peer, &chosen.backend, &ctx.state) {
+            // The task is not to blame, and no other one would be believed either.
+            ctx.failure = Some(why);
+            return Error::e_explain(ErrorType::HTTPStatus(502), "nobody vouches for the tasks");
+        }
         if let (Some(version), Some(origin), Some(per)) = (chosen.backend.proxy_protocol, &ctx.origin, &ctx.connection) {
             announce(&mut peer, version, origin.source(&per.connection), per.connection.local, timeouts.connect);
         }
@@ -148,7 +152,7 @@ impl ProxyHttp for Edge {
         let ours = matches!(error.etype(), ErrorType::SocketError | ErrorType::BindError | ErrorType::InternalError);
         let failure = if ours { Failure::Edge } else { Failure::Connect };
         let elsewhere = ctx.attempt_failed(&self.ledger, failure, sending(session, false)) == Retry::Elsewhere;
-        ctx.failure = Some(format!("connect: {}", error.etype().as_str()));
+        ctx.failure = Some(format!("connect: {}", why(&error)));
         error.set_retry(elsewhere);
         error
     }
@@ -401,6 +405,15 @@ fn failure(error: &Error, reused: bool) -> Failure {
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::Timeout,
         ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError if reused => Failure::Stale,
         _ => Failure::Reset,
+    }
+}
+
+/// In words. What is wrong with a certificate is known to the library only, as the last part of a long sentence.
+fn why(error: &Error) -> String {
+    let what = error.etype().as_str();
+    match error.context.as_ref().filter(|_| *error.etype() == ErrorType::TLSHandshakeFailure) {
+        Some(context) => format!("{what}: {}", context.as_str().rsplit(" cause: ").next().unwrap_or_default()),
+        None => what.to_owned(),
     }
 }
 

@@ -29,6 +29,7 @@ struct Asking {
 
 /// One backend that is being asked.
 struct Probe {
+    backend: Backend,
     check: Arc<Check>,
     task: AbortHandle,
 }
@@ -70,7 +71,8 @@ fn adjust(
     tasks: &mut JoinSet<()>,
 ) {
     probes.retain(|id, probe| {
-        let stays = wanted.get(id).is_some_and(|(_, check)| *check == probe.check);
+        let same = |(backend, check): &(Backend, Arc<Check>)| *check == probe.check && spoken_to_alike(backend, &probe.backend);
+        let stays = wanted.get(id).is_some_and(same);
         match stays {
             true => _ = wanted.remove(id),
             false => probe.task.abort(),
@@ -78,9 +80,14 @@ fn adjust(
         stays
     });
     for (id, (backend, check)) in wanted {
-        let task = tasks.spawn(watch(backend, Arc::clone(&check), asking.clone()));
-        probes.insert(id, Probe { check, task });
+        let task = tasks.spawn(watch(backend.clone(), Arc::clone(&check), asking.clone()));
+        probes.insert(id, Probe { backend, check, task });
     }
+}
+
+/// Would both be asked in one way, and be believed for the same reasons?
+fn spoken_to_alike(one: &Backend, other: &Backend) -> bool {
+    (one.scheme, &one.sni, &one.trust) == (other.scheme, &other.sni, &other.trust)
 }
 
 /// Asks one backend for ever.

@@ -164,8 +164,10 @@ impl Publisher {
     fn publish(&mut self) {
         let config = self.config.borrow_and_update().clone();
         let snapshot = Arc::new(self.sources.snapshot());
-        let state = State::build(config, snapshot).with_authorities(authority::read).with_files(&self.files.borrow_and_update().clone());
+        let state = State::build(config, snapshot);
+        // Before they are read: what changes in between is read again.
         self.stamps.keep(state.authorities.keys());
+        let state = state.with_authorities(authority::read).with_files(&self.files.borrow_and_update().clone());
         self.ledger.admit(state.pools());
         let Some(difference) = self.live.publish(state) else { return };
         let state = self.live.load();

@@ -116,3 +116,60 @@ impl State {
         found.unwrap_or_else(|| Err("the file was not read".to_owned()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{codes, route, service};
+    use super::*;
+    use crate::snapshot::{Edge, Engine, Snapshot, Swarm};
+
+    fn build(ca: &str, configured: bool) -> State {
+        let mut config = Config::default();
+        config.certificates.authorities = configured.then(|| PathBuf::from("/authorities"));
+        let edge = Edge { container: Some("skep".into()), networks: vec!["edge".into()] };
+        let engine = Engine { id: "e".into(), swarm: Swarm::Manager, edge, ..Engine::default() };
+        let labels = [("skep.host", "a.de"), ("skep.scheme", "https"), ("skep.upstream-sni", "a.internal"), ("skep.upstream-ca", ca)];
+        let services = vec![service("shop", 1, &labels)];
+        State::build(Arc::new(config), Arc::new(Snapshot { engine, services, ..Snapshot::default() }))
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_a_finding_and_trusts_nobody() {
+        let state = build("internal.pem", true);
+        let path = Path::new("/authorities/internal.pem");
+        assert!(state.authority(path).is_err(), "nobody has looked yet");
+        assert_eq!(codes(&state, "shop"), [] as [&str; 0]);
+        let missing = build("internal.pem", true).with_authorities(|_, _| Err("no such file".to_owned()));
+        assert!(missing.authority(path).is_err());
+        assert_eq!(codes(&missing, "shop"), ["upstream-ca-unreadable"]);
+        let mut asked = Vec::new();
+        let there = state.with_authorities(|path, within| {
+            asked.push((path.to_owned(), within.map(Path::to_owned)));
+            Ok(Arc::from([vec![1]]))
+        });
+        assert_eq!(asked, [(path.to_owned(), Some(PathBuf::from("/authorities")))]);
+        assert_eq!(there.authority(path).map(|found| found.len()), Ok(1));
+        assert_eq!(codes(&there, "shop"), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn labels_name_files_of_one_directory_or_the_route_closes() {
+        for (ca, configured) in
+            [("internal.pem", false), ("../x.pem", true), ("/etc/ssl/x.pem", true), ("a/b.pem", true), ("..", true), (".", true)]
+        {
+            let state = build(ca, configured);
+            assert!(route(&state, "a.de/").is_some_and(|route| route.access.closed.is_some()), "{ca}");
+            assert_eq!(codes(&state, "shop"), ["upstream-ca-refused"], "{ca}");
+            assert!(state.authorities.is_empty());
+        }
+    }
+
+    #[test]
+    fn other_certificates_are_another_state() {
+        let with = |byte: u8| build("internal.pem", true).with_authorities(move |_, _| Ok(Arc::from([vec![byte]])));
+        let live = super::super::Live::new(with(1));
+        assert_eq!(live.publish(with(1)), None);
+        assert!(live.publish(with(2)).is_some());
+        assert_eq!(live.load().authority(Path::new("/authorities/internal.pem")).map(|found| found[0][0]), Ok(2));
+    }
+}

@@ -20,7 +20,6 @@ const USUAL_PORT: u16 = 443;
 const KEPT: &[&str] = &[
     "host",
     "rule",
-    "priority",
     "redirect-from",
     "tls",
     "port",

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::{Backend, Settings, pick};
+use super::{Backend, Settings, Trust, pick};
 use crate::diagnostic::{Diagnostic, nearest};
 use crate::label::RouteSpec;
 use crate::snapshot::{Condition, Edge, Origin, Service};
@@ -100,6 +100,9 @@ fn tasks(service: &Service, spec: &RouteSpec, settings: &Settings, edge: &Edge, 
         }
     };
     let network = choose_network(service, spec, settings, edge).map_err(|finding| findings.push(finding)).ok();
+    if settings.scheme.is_secure() && settings.sni.is_none() && settings.trust != Trust::Unverified {
+        findings.push(nameless(spec));
+    }
     let (Some(port), Some(network)) = (port, network) else { return Vec::new() };
     let maker = Maker::new(service, settings);
     let mut backends = Vec::new();
@@ -118,6 +121,14 @@ fn tasks(service: &Service, spec: &RouteSpec, settings: &Settings, edge: &Edge, 
         }
     }
     backends
+}
+
+/// Tasks are dialled by addresses that nobody knows before, so hardly a certificate has them.
+fn nameless(spec: &RouteSpec) -> Diagnostic {
+    let message = "the tasks are dialled by their addresses, so their certificates must have those: requests are answered 502 otherwise";
+    let finding = Diagnostic::warning("nameless-upstream", message);
+    let place = spec.get("scheme").map(|value| value.place());
+    place.into_iter().fold(finding, Diagnostic::at).help("say which name their certificates have with `upstream-sni`")
 }
 
 /// The label's port, else the only exposed one, else 80 with a finding.

@@ -16,6 +16,7 @@ mod resilience;
 mod secrecy;
 mod seen;
 mod siege;
+mod stream;
 mod swarm;
 mod switching;
 mod tls;
