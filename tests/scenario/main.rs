@@ -14,6 +14,7 @@ mod limits;
 mod pebble;
 mod resilience;
 mod secrecy;
+mod secure;
 mod seen;
 mod siege;
 mod stream;

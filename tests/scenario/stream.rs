@@ -424,9 +424,17 @@ mod passthrough {
     }
 
     #[tokio::test]
-    async fn over_http_the_client_is_sent_to_https() {
-        let stack = services(&[("vault", &[("skep.host", "vault.test"), ("skep.tls", "passthrough"), ("skep.address", "127.0.0.1:1")])]);
-        let edge = Edge::with(&stack).await;
+    async fn the_edge_passes_it_through_and_sends_http_to_https() {
+        let (one, first) = service("vault.test", false).await;
+        let one = one.to_string();
+        let stack = services(&[("vault", &[("skep.host", "vault.test"), ("skep.tls", "passthrough"), ("skep.address", &one)])]);
+        let edge = Edge::with_config(&stack, |config| {
+            config.https.listen = vec!["127.0.0.1:0".parse().unwrap()];
+            config.https.public_port = Some(443);
+        })
+        .await;
+        assert_eq!(ask(edge.running.https[0], "vault.test", &first).await.as_deref(), Some("ping"));
+        assert_eq!(ask(edge.running.https[0], "other.test", &first).await, None, "the edge's own certificate");
         let reply = get_path(edge.http, "vault.test", "/ui?a=1").await;
         assert_eq!((reply.status, reply.header("location")), (301, "https://vault.test/ui?a=1"));
         let reply = send(edge.http, request("POST", "vault.test", "/", &[])).await;
