@@ -182,18 +182,23 @@ pub fn proof(name: &str, challenge: Challenge) -> Challenge {
 /// Places the order; without `replaces` where the authority wants to hear nothing of that.
 async fn place(account: &Account, request: &Request<'_>) -> Result<Order, Error> {
     let identifiers: Vec<Identifier> = request.names.iter().map(|name| identifier(name)).collect();
-    let replaces = request.replaces.and_then(|chain| chain::identifier(chain).ok());
+    let mut replaces = request.replaces.and_then(|chain| chain::identifier(chain).ok());
     let order = || {
         let order = NewOrder::new(&identifiers);
         if let Some(profile) = &request.issuer.profile { order.profile(profile) } else { order }
     };
-    if let Some(replaces) = replaces {
-        match patiently(async || account.new_order(&order().replaces(replaces.clone())).await).await {
-            Err(error) if concerns_replacing(&error) => {}
+    let mut patience = Patience::default();
+    loop {
+        let asked = match &replaces {
+            Some(replaces) => order().replaces(replaces.clone()),
+            None => order(),
+        };
+        match account.new_order(&asked).await {
+            Err(error) if replaces.is_some() && concerns_replacing(&error) => replaces = None,
+            Err(error) => patience.wait(error).await?,
             placed => return placed,
         }
     }
-    patiently(async || account.new_order(&order()).await).await
 }
 
 /// The authority knows no replacing, or not the certificate, or has seen it replaced: the order stands without.
@@ -212,15 +217,26 @@ fn identifier(name: &str) -> Identifier {
     name.parse().map_or_else(|_| Identifier::Dns(name.to_owned()), Identifier::Ip)
 }
 
-/// Asks again, a few times, as long as the answer is one that may be another in a moment: instant-acme itself does so for three
-/// refused nonces in a row.
-pub async fn patiently<T>(mut ask: impl AsyncFnMut() -> Result<T, Error>) -> Result<T, Error> {
+/// How often a request is repeated whose answer may be another in a moment: instant-acme itself repeats one only for three refused
+/// nonces in a row.
+#[derive(Debug, Default)]
+pub struct Patience(usize);
+
+impl Patience {
     const PAUSES: [Duration; 4] = [Duration::from_millis(100), Duration::from_millis(400), Duration::from_secs(1), Duration::from_secs(3)];
-    for pause in PAUSES {
-        match ask().await {
-            Err(error) if is_passing(&error) => sleep(pause).await,
-            answer => return answer,
+
+    /// Waits, where it makes sense to ask again.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn wait(&mut self, error: Error) -> Result<(), Error> {
+        match Patience::PAUSES.get(self.0) {
+            Some(pause) if is_passing(&error) => {
+                self.0 += 1;
+                sleep(*pause).await;
+                Ok(())
+            }
+            _ => Err(error),
         }
     }
-    ask().await
 }

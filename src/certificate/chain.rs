@@ -68,3 +68,42 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rcgen::{CertificateParams, KeyPair, PublicKeyData};
+
+    use super::*;
+
+    #[test]
+    fn a_leaf_tells_its_names_dates_and_key() {
+        let key = KeyPair::generate().expect("a key");
+        let names = ["a.test", "*.a.test", "10.0.0.1", "2001:db8::1"].map(str::to_owned);
+        let mut params = CertificateParams::new(names.clone()).expect("names");
+        params.not_after = rcgen::date_time_ymd(2030, 1, 1);
+        let pem = params.self_signed(&key).expect("a certificate").pem();
+        let leaf = leaf(&pem).expect("a leaf");
+        assert_eq!(leaf.names, names.into());
+        assert_eq!(leaf.not_after, "2030-01-01T00:00:00Z".parse().expect("a time"));
+        assert_eq!(leaf.public_key, key.subject_public_key_info());
+        assert!(identifier(&pem).is_err(), "it names no authority's key");
+    }
+
+    #[test]
+    fn what_is_no_certificate_says_so() {
+        let not_der = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        for text in ["", "text", not_der, "-----BEGIN CERTIFICATE-----\n"] {
+            assert!(leaf(text).is_err() && identifier(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            use base64::prelude::*;
+            let pem = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", BASE64_STANDARD.encode(&bytes));
+            prop_assert!(leaf(&pem).is_err() && identifier(&pem).is_err());
+        }
+    }
+}

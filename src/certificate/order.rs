@@ -12,7 +12,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use tokio::time::{sleep, timeout};
 
-use super::acme::{Issued, Request, patiently, proof};
+use super::acme::{Issued, Patience, Request, proof};
 use super::chain;
 use super::challenge::{Challenges, Live};
 use super::dns::{self, Dns, Fault, Published};
@@ -82,7 +82,10 @@ pub async fn prove(order: &mut Order, request: &Request<'_>, answers: &mut Answe
     let failed = |error| Failure::of(&error, request.names, Timestamp::now());
     let mut open = BTreeSet::new();
     let count = order.state().authorizations.len();
-    patiently(async || fetch(order, count).await).await.map_err(failed)?;
+    let mut patience = Patience::default();
+    while let Err(error) = fetch(order, count).await {
+        patience.wait(error).await.map_err(failed)?;
+    }
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization.map_err(failed)?;
@@ -111,10 +114,13 @@ pub async fn prove(order: &mut Order, request: &Request<'_>, answers: &mut Answe
         let Some(mut challenge) = authorization.challenge(wire(proof(&name, request.challenge))).filter(|_| open.contains(&name)) else {
             continue;
         };
-        match patiently(async || challenge.set_ready().await).await {
-            // The first try arrived after all: its answer was lost.
-            Err(error) if kind_of(&error) == Some("malformed") => {}
-            told => told.map_err(failed)?,
+        let mut patience = Patience::default();
+        while let Err(error) = challenge.set_ready().await {
+            // An earlier try arrived after all: its answer was lost.
+            if kind_of(&error) == Some("malformed") {
+                break;
+            }
+            patience.wait(error).await.map_err(failed)?;
         }
     }
     Ok(())
@@ -165,8 +171,14 @@ pub async fn finish(order: &mut Order, names: &BTreeSet<String>, transport: &Tra
             }
             OrderStatus::Ready => return Err(Failure::unavailable("it takes the signing request and makes nothing of it")),
             OrderStatus::Valid => {
-                let chain = patiently(async || order.certificate().await).await.map_err(failed)?;
-                return issued(chain.unwrap_or_default(), &key, names);
+                let mut patience = Patience::default();
+                let chain = loop {
+                    match order.certificate().await {
+                        Ok(chain) => break chain.unwrap_or_default(),
+                        Err(error) => patience.wait(error).await.map_err(failed)?,
+                    }
+                };
+                return issued(chain, &key, names);
             }
             OrderStatus::Invalid => {
                 let problem = state.error.clone();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -135,7 +136,7 @@ impl Pebble {
         let config = serde_json::json!({"pebble": {
             "listenAddress": self.address.to_string(), "managementListenAddress": format!("127.0.0.1:{}", free_port()),
             "certificate": path("cert.pem"), "privateKey": path("key.pem"), "httpPort": self.http_port, "tlsPort": self.tls_port,
-            "ocspResponderURL": "", "externalAccountBindingRequired": !options.bindings.is_empty(),
+            "ocspResponderURL": "", "domainBlocklist": ["blocked.test"], "externalAccountBindingRequired": !options.bindings.is_empty(),
             "externalAccountMACKeys": options.bindings, "certificateValidityPeriod": 7_776_000,
         }});
         std::fs::write(path("pebble.json"), config.to_string()).unwrap();
@@ -151,10 +152,6 @@ impl Pebble {
         listening(self.address).await;
     }
 
-    pub fn stop_authority(&mut self) {
-        self.pebble = None;
-    }
-
     /// The DNS in which every name is this machine.
     pub async fn start_names(&mut self) {
         self.names = None;
@@ -165,10 +162,6 @@ impl Pebble {
         listening(self.dns).await;
     }
 
-    pub fn stop_names(&mut self) {
-        self.names = None;
-    }
-
     fn spawn(&self, mut command: Command, log: &str) -> Process {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.directory.path().join(log)).unwrap();
         let program = command.get_program().to_owned();
@@ -176,9 +169,14 @@ impl Pebble {
         Process(child.unwrap_or_else(|error| panic!("{program:?}: {error}; `./dev test` installs it, as does `apt-get install pebble`")))
     }
 
+    /// Where its DNS is asked.
+    pub fn names_address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.dns_port))
+    }
+
     /// The same DNS as Skep uses it.
     pub fn provider(&self, names: &Arc<TestNames>) -> Arc<Dns> {
-        let server = SocketAddr::from(([127, 0, 0, 1], self.dns_port));
+        let server = self.names_address();
         Arc::new(Dns::new(names.clone(), Zones::new(&[server], vec![server]).unwrap(), None, Duration::from_secs(20)))
     }
 
@@ -203,10 +201,6 @@ impl Pebble {
     /// Changes the DNS: `set-txt`, `clear-txt`, `add-a`, `set-servfail`, ...
     pub async fn change_names(&self, what: &str, body: serde_json::Value) {
         change_names(self.dns, what, body).await;
-    }
-
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("pebble.log")).unwrap()
     }
 }
 
@@ -283,6 +277,72 @@ impl Store for Memory {
 
     fn watch(&self, _: &str) -> BoxStream<'static, Change> {
         unimplemented!("accounts are not watched")
+    }
+}
+
+/// A door to an authority that can be shut: it counts what comes in, and cuts connections.
+pub struct Door {
+    pub address: SocketAddr,
+    /// Pieces that clients sent so far.
+    pub pieces: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// What happens at a door.
+#[derive(Clone, Copy, Debug)]
+pub enum Cut {
+    Never,
+    /// The connection that brings the n-th piece is cut; later ones are fine.
+    Once(usize),
+    /// From the n-th piece on, every connection is cut.
+    From(usize),
+    /// From the n-th piece on, nothing passes, and nobody is told.
+    Silent(usize),
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Door {
+    pub async fn to(authority: SocketAddr, cut: Cut) -> Door {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, pieces) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+        let counted = Arc::clone(&pieces);
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(pass(client, authority, cut, Arc::clone(&counted)));
+            }
+        });
+        Door { address, pieces, task }
+    }
+}
+
+async fn pass(mut client: TcpStream, authority: SocketAddr, cut: Cut, pieces: Arc<AtomicUsize>) {
+    let mut server = TcpStream::connect(authority).await.unwrap();
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_server, mut to_server) = server.split();
+    let there = async {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
+            let number = pieces.fetch_add(1, Ordering::SeqCst) + 1;
+            match cut {
+                Cut::Once(at) if number == at => return,
+                Cut::From(at) if number >= at => return,
+                Cut::Silent(at) if number >= at => std::future::pending().await,
+                _ => {}
+            }
+            if to_server.write_all(&buffer[..count]).await.is_err() {
+                return;
+            }
+        }
+    };
+    // Either end may be gone first; then the other goes too.
+    tokio::select! {
+        () = there => {}
+        _ = tokio::io::copy(&mut from_server, &mut to_client) => {}
     }
 }
 
