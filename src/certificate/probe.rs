@@ -72,7 +72,7 @@ impl Probe {
 
     /// Asks all `names` (no wildcards) at once. For an authority of the `public`, names with private addresses only are refused too.
     pub async fn ask(&self, names: &BTreeSet<String>, public: bool) -> BTreeMap<String, Result<(), Refusal>> {
-        let asked = names.iter().map(|name| self.named(name.clone(), public));
+        let asked: Vec<_> = names.iter().cloned().map(|name| self.named(name, public)).collect();
         futures_util::stream::iter(asked).buffer_unordered(AT_ONCE).collect().await
     }
 

@@ -48,11 +48,11 @@ impl Certifier {
     async fn restart(&mut self, force: bool) {
         self.process = None;
         let at = |name: &str| self.directory.path().join(name).display().to_string();
-        let config = include_str!("acme2certifier.cfg").replace("DIR", &self.directory.path().display().to_string());
+        let config = include_str!("certifier.cfg").replace("DIR", &self.directory.path().display().to_string());
         std::fs::write(at("acme.cfg"), config.replace("FORCE", if force { "True" } else { "False" })).unwrap();
         let log = std::fs::OpenOptions::new().create(true).append(true).open(at("log")).unwrap();
         let child = Command::new(python())
-            .args([concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scenario/acme2certifier.py"), &at(""), &self.address.port().to_string()])
+            .args([concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scenario/certifier.py"), &at(""), &self.address.port().to_string()])
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

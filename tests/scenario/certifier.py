@@ -1,6 +1,6 @@
 """acme2certifier over TLS on a port of 127.0.0.1: the server that comes with it takes port 80 of every address.
 
-usage: acme2certifier.py DIR PORT, with acme.cfg, cert.pem and key.pem in DIR
+usage: certifier.py DIR PORT, with acme.cfg, cert.pem and key.pem in DIR
 """
 
 import os
