@@ -38,6 +38,8 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("certificate", "hook"),
     ("certificate", "journal"),
     ("certificate", "ovh"),
+    ("certificate", "propagation"),
+    ("certificate", "publish"),
     ("certificate", "rfc2136"),
     ("certificate", "zone"),
 ];

@@ -1,5 +1,4 @@
-//! DNS-01 (RFC 8555, 8.4): publishes TXT records through a provider, waits until the zone's servers answer with them, and takes
-//! just them away again, whatever became of the order.
+//! DNS-01 (RFC 8555, 8.4): what a record is, who may write it, and whose fault it is when that fails.
 
 use std::fmt;
 use std::path::Path;
@@ -8,18 +7,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio_util::task::TaskTracker;
 
+pub use super::publish::{Dns, Published, from_config};
 use super::record::Secret;
-use super::{cloudflare, hook, journal, ovh, rfc2136, zone};
+use super::{cloudflare, hook, ovh, rfc2136};
 use crate::config::{self, DnsProvider};
 
 /// The label below which authorities look (RFC 8555, 8.4).
 const LABEL: &str = "_acme-challenge";
-/// Finding a zone takes some questions to the resolver; together they may take so long.
-const FINDING: Duration = Duration::from_secs(60);
-/// Pauses before a removal is tried again. What still fails then is left to [`Dns::sweep`].
-const AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 /// Longer files are no secrets.
 const LONGEST_SECRET: u64 = 16 * 1024;
 /// Letters of what others say that are passed on.
@@ -86,41 +81,18 @@ impl Record {
 /// Who writes into zones. Several values may be live under one name (a wildcard and its apex): each call is about one.
 #[async_trait]
 pub trait Provider: fmt::Debug + Send + Sync {
-    /// Adds the record beside those that are there. Bounded in time.
+    /// Adds the record beside those that are there.
     async fn publish(&self, record: &Record) -> Result<(), Error>;
-    /// Takes exactly this record away; one that is not there is fine. Bounded in time.
+    /// Takes exactly this record away; one that is not there is fine.
     async fn remove(&self, record: &Record) -> Result<(), Error>;
+    /// How long one of these may take before it is given up.
+    fn longest(&self) -> Duration {
+        Duration::from_secs(120)
+    }
     /// Is [`Record::zone`] to be found out?
     fn needs_zone(&self) -> bool {
         true
     }
-}
-
-/// What orders use.
-#[derive(Debug)]
-pub struct Dns {
-    provider: Arc<dyn Provider>,
-    zones: zone::Zones,
-    journal: Option<journal::Journal>,
-    /// Zero: do not look whether a record is there.
-    patience: Duration,
-    removals: TaskTracker,
-}
-
-/// A record that is live as long as this is. [`Published::remove`] tells whether that worked; dropped, it is removed in the background.
-#[derive(Debug)]
-#[must_use = "the record is taken away when this is dropped"]
-pub struct Published {
-    dns: Arc<Dns>,
-    /// `None` once it is removed.
-    record: Option<Record>,
-}
-
-/// What orders use, by the settings; `None` when DNS-01 is off. Leftovers are remembered below `state`.
-pub fn from_config(dns: &config::Dns, state: Option<&Path>) -> Result<Option<Arc<Dns>>, Error> {
-    let Some(provider) = provider(dns)? else { return Ok(None) };
-    let zones = zone::Zones::new(&dns.resolver, dns.nameservers.clone())?;
-    Ok(Some(Arc::new(Dns::new(provider, zones, state, dns.propagation_timeout))))
 }
 
 /// The provider of the settings; `None` when DNS-01 is off. Reads the files that hold its secrets.
@@ -134,129 +106,8 @@ pub fn provider(dns: &config::Dns) -> Result<Option<Arc<dyn Provider>>, Error> {
     }))
 }
 
-impl Dns {
-    pub fn new(provider: Arc<dyn Provider>, zones: zone::Zones, state: Option<&Path>, patience: Duration) -> Dns {
-        let journal = state.map(|state| journal::Journal::new(state.join("dns")));
-        Dns { provider, zones, journal, patience, removals: TaskTracker::new() }
-    }
-
-    /// Publishes `value` for `name` (`*.` is left aside). Fails without leaving anything behind, as far as the provider lets us.
-    pub async fn publish(self: &Arc<Self>, name: &str, value: &str) -> Result<Published, Error> {
-        let record = tokio::time::timeout(FINDING, self.place(name, value))
-            .await
-            .unwrap_or_else(|_| Err(zone::silent(&format!("finding the zone of {name} takes longer than {FINDING:?}"))))?;
-        if let Some(journal) = &self.journal {
-            journal.note(&record).await;
-        }
-        // Before the provider is asked: a failure half way, or a dropped order, must be cleaned up after too.
-        let mut published = Published { dns: Arc::clone(self), record: Some(record.clone()) };
-        let outcome = self.provider.publish(&record).await;
-        if outcome.as_ref().is_err_and(|error| !error.passes()) {
-            // It was refused as a whole, and so would be its removal.
-            published.record = None;
-            self.forget(&record).await;
-        }
-        outcome.map(|()| published)
-    }
-
-    /// Waits until all authoritative servers answer with all of these records.
-    pub async fn wait(&self, published: &[Published]) -> Result<(), Error> {
-        if self.patience.is_zero() {
-            return Ok(());
-        }
-        let records = published.iter().filter_map(|published| published.record.as_ref());
-        let waits = records.map(|record| self.zones.wait(record, self.patience));
-        futures_util::future::try_join_all(waits).await.map(drop)
-    }
-
-    /// Removes what an earlier run left behind: how many records. For starts, and now and then.
-    pub async fn sweep(&self) -> usize {
-        let Some(journal) = &self.journal else { return 0 };
-        let mut swept = 0;
-        for record in journal.leftovers().await {
-            match self.provider.remove(&record).await {
-                Ok(()) => {
-                    tracing::info!(name = record.name, "removed a DNS-01 record that an earlier run left behind");
-                    self.forget(&record).await;
-                    swept += 1;
-                }
-                Err(error) => tracing::warn!(name = record.name, %error, "a DNS-01 record of an earlier run could not be removed"),
-            }
-        }
-        swept
-    }
-
-    /// Waits for the removals that go on in the background. For stops: bound it.
-    pub async fn finish(&self) {
-        self.removals.close();
-        self.removals.wait().await;
-    }
-
-    async fn place(&self, name: &str, value: &str) -> Result<Record, Error> {
-        let domain = domain(name);
-        let target = self.zones.target(&record_name(&domain)).await?;
-        let zone = match self.provider.needs_zone() {
-            true => Some(self.zones.zone_of(&target).await?),
-            false => None,
-        };
-        Ok(Record { domain, name: target, zone, value: value.to_owned() })
-    }
-
-    async fn take_away(&self, record: &Record) -> Result<(), Error> {
-        let mut outcome = self.provider.remove(record).await;
-        for pause in AGAIN {
-            if !outcome.as_ref().is_err_and(Error::passes) {
-                break;
-            }
-            tokio::time::sleep(pause).await;
-            outcome = self.provider.remove(record).await;
-        }
-        if outcome.is_ok() {
-            self.forget(record).await;
-        }
-        outcome
-    }
-
-    async fn forget(&self, record: &Record) {
-        if let Some(journal) = &self.journal {
-            journal.forget(record).await;
-        }
-    }
-}
-
-impl Published {
-    /// Takes the record away, in the background even when this is not waited for to its end.
-    pub async fn remove(mut self) -> Result<(), Error> {
-        match self.spawn_removal() {
-            Some(removal) => removal.await.unwrap_or_else(|_| Err(zone::silent("the removal of a record was cut off"))),
-            None => Ok(()),
-        }
-    }
-
-    fn spawn_removal(&mut self) -> Option<tokio::task::JoinHandle<Result<(), Error>>> {
-        let record = self.record.take()?;
-        let dns = Arc::clone(&self.dns);
-        // Without a runtime, the journal remembers it for the next start.
-        let runtime = tokio::runtime::Handle::try_current().ok()?;
-        let removal = async move {
-            let outcome = dns.take_away(&record).await;
-            if let Err(error) = &outcome {
-                tracing::warn!(name = record.name, %error, "a DNS-01 record could not be removed");
-            }
-            outcome
-        };
-        Some(self.dns.removals.spawn_on(removal, &runtime))
-    }
-}
-
-impl Drop for Published {
-    fn drop(&mut self) {
-        drop(self.spawn_removal());
-    }
-}
-
 /// What is proven for `name`: itself, or what a wildcard stands below.
-fn domain(name: &str) -> String {
+pub(super) fn domain(name: &str) -> String {
     name.strip_prefix("*.").unwrap_or(name).trim_end_matches('.').to_ascii_lowercase()
 }
 

@@ -46,7 +46,7 @@ impl Hook {
                 "check dns.command: the file must be there and executable",
             )
         })?;
-        let group = Group::of(&child);
+        let mut group = Group::of(&child);
         let output = (tokio::spawn(kept(child.stdout.take())), tokio::spawn(kept(child.stderr.take())));
         let Ok(ended) = tokio::time::timeout(self.timeout, child.wait()).await else {
             drop(group);
@@ -54,7 +54,8 @@ impl Hook {
             let what = format!("{program} {action} for {} took longer than {:?} and was killed", record.name, self.timeout);
             return Err(Error::new(Fault::Provider, what, "find out what it waits for, or raise dns.command-timeout"));
         };
-        group.map(Group::let_be);
+        // It ended, and its number may soon be another's.
+        group.0 = None;
         match ended {
             Ok(status) if status.success() => Ok(()),
             Ok(status) => {
@@ -96,28 +97,31 @@ impl Provider for Hook {
         self.run("cleanup", record).await
     }
 
+    fn longest(&self) -> Duration {
+        // Its own bound comes first, and says more.
+        self.timeout + DYING * 2
+    }
+
     fn needs_zone(&self) -> bool {
         false
     }
 }
 
 /// A program with all that it started: killed when the order is dropped before it ended.
-struct Group(Pid);
+struct Group(Option<Pid>);
 
 impl Group {
-    fn of(child: &Child) -> Option<Group> {
-        Pid::from_raw(i32::try_from(child.id()?).ok()?).map(Group)
-    }
-
-    /// It ended, and its number may soon be another's.
-    fn let_be(self) {
-        std::mem::forget(self);
+    fn of(child: &Child) -> Group {
+        Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)))
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let _ = kill_process_group(self.0, Signal::KILL);
+        if let Some(pid) = self.0 {
+            // It may be gone already; then there is nothing to kill.
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
     }
 }
 

@@ -11,6 +11,8 @@ use super::dns::Record;
 
 /// A record this old is no running order's, be it of another process that hands over to us.
 const STALE: SignedDuration = SignedDuration::from_mins(60);
+/// A record this old is tried a last time.
+const HOPELESS: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// More entries are not read at a time.
 const MOST: usize = 1000;
 /// Longer files are not entries.
@@ -29,6 +31,9 @@ struct Entry {
     since: Timestamp,
     /// Which process noted it.
     process: u32,
+    /// It could not be removed when it should have been.
+    #[serde(default)]
+    given_up: bool,
     record: Record,
 }
 
@@ -39,7 +44,16 @@ impl Journal {
 
     /// Remembers `record`, before it is published. Failing is said and no reason not to publish.
     pub async fn note(&self, record: &Record) {
-        let entry = Entry { since: Timestamp::now(), process: std::process::id(), record: record.clone() };
+        self.remember(record, false).await;
+    }
+
+    /// `record` is not needed any more and could not be removed.
+    pub async fn give_up(&self, record: &Record) {
+        self.remember(record, true).await;
+    }
+
+    async fn remember(&self, record: &Record, given_up: bool) {
+        let entry = Entry { since: Timestamp::now(), process: std::process::id(), given_up, record: record.clone() };
         let (directory, file) = (self.directory.clone(), self.file(record));
         let written = blocking(move || write(&directory, &file, &entry)).await;
         if let Err(error) = written {
@@ -58,8 +72,8 @@ impl Journal {
         }
     }
 
-    /// Records of earlier runs.
-    pub async fn leftovers(&self) -> Vec<Record> {
+    /// Records of earlier runs and those that were given up, each with whether this is its last chance.
+    pub async fn leftovers(&self) -> Vec<(Record, bool)> {
         let (directory, started) = (self.directory.clone(), self.started);
         let entries = blocking(move || read(&directory)).await.unwrap_or_else(|error| {
             tracing::warn!(directory = %self.directory.display(), %error, "notes of DNS-01 records cannot be read");
@@ -67,7 +81,8 @@ impl Journal {
         });
         let alive = |process: u32| process != std::process::id() && Path::new("/proc").join(process.to_string()).exists();
         let now = Timestamp::now();
-        entries.into_iter().filter(|entry| left_over(entry, alive(entry.process), started, now)).map(|entry| entry.record).collect()
+        let left = entries.into_iter().filter(|entry| left_over(entry, alive(entry.process), started, now));
+        left.map(|entry| (entry.record, now.duration_since(entry.since) > HOPELESS)).collect()
     }
 
     fn file(&self, record: &Record) -> PathBuf {
@@ -79,7 +94,7 @@ impl Journal {
 
 /// Whoever noted it may still need it: this process (`started`), or another one that runs (`alive`) and hands over to us.
 fn left_over(entry: &Entry, alive: bool, started: Timestamp, now: Timestamp) -> bool {
-    entry.since < started && (!alive || now.duration_since(entry.since) > STALE)
+    entry.given_up || (entry.since < started && (!alive || now.duration_since(entry.since) > STALE))
 }
 
 fn write(directory: &Path, file: &Path, entry: &Entry) -> io::Result<()> {
@@ -136,19 +151,23 @@ mod tests {
         crashed.forget(&record("one")).await;
         crashed.forget(&record("one")).await;
         assert_eq!(crashed.leftovers().await, [], "they are its own");
+        crashed.note(&record("four")).await;
+        crashed.give_up(&record("four")).await;
+        assert_eq!(crashed.leftovers().await, [(record("four"), false)]);
+        crashed.forget(&record("four")).await;
         std::fs::write(directory.join("stray.json"), "{").unwrap();
         std::fs::write(directory.join("half.draft"), "{").unwrap();
 
         let next = Journal::new(directory);
         next.note(&record("three")).await;
-        assert_eq!(next.leftovers().await, [record("two")]);
+        assert_eq!(next.leftovers().await, [(record("two"), false)]);
         assert_eq!(Journal::new(folder.path().join("none")).leftovers().await, []);
     }
 
     #[test]
     fn an_order_of_a_process_that_still_runs_is_let_be_for_an_hour() {
         let started: Timestamp = "2026-01-01T10:00:00Z".parse().unwrap();
-        let entry = |since: &str| Entry { since: since.parse().unwrap(), process: 7, record: record("x") };
+        let entry = |since: &str| Entry { since: since.parse().unwrap(), process: 7, given_up: false, record: record("x") };
         let now = started + SignedDuration::from_mins(5);
         for (since, alive, expected) in [
             ("2026-01-01T09:59:00Z", true, false),

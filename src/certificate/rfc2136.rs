@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::dns::{Error, Fault, Provider, Record, secret};
-use super::record::Secret;
+use super::tsig;
 use crate::config::dns::PORT;
 use crate::config::{self, TsigAlgorithm};
 
@@ -37,22 +37,13 @@ impl fmt::Debug for Rfc2136 {
     }
 }
 
-/// What a key file says.
-#[derive(Debug, PartialEq, Eq)]
-struct Key {
-    name: Option<String>,
-    algorithm: Option<TsigAlgorithm>,
-    /// Base64.
-    secret: Secret,
-}
-
 impl Rfc2136 {
     pub fn from_config(dns: &config::Dns) -> Result<Rfc2136, Error> {
         let wrong = |what: String, help: &str| Error::new(Fault::Settings, what, help);
         let server = dns.server.as_deref().ok_or_else(|| wrong("dns.server is not set".into(), "name the zone's primary server"))?;
         let file = dns.tsig_key_file.as_deref();
         let shown = file.map(|file| file.display().to_string()).unwrap_or_default();
-        let key = key(secret("tsig-key-file", file)?.reveal())
+        let key = tsig::key(secret("tsig-key-file", file)?.reveal())
             .map_err(|what| wrong(format!("{shown} (dns.tsig-key-file) {what}"), "write what `tsig-keygen skep` prints into it"))?;
         let name = match (&key.name, &dns.tsig_name) {
             (Some(own), Some(set)) if !own.eq_ignore_ascii_case(set.trim_end_matches('.')) => {
@@ -135,7 +126,9 @@ impl Rfc2136 {
             return Err(strange(&"another answer's number"));
         }
         let error = message.signature().and_then(|signature| signature.data.error);
-        if let Some(refusal) = refusal(message.response_code, error, &self.server, zone, &self.signer.signer_name().to_ascii()) {
+        if let Some(refusal) =
+            refusal(message.response_code, error, &self.server, zone, self.signer.signer_name().to_ascii().trim_end_matches('.'))
+        {
             return Err(refusal);
         }
         match verifier.map(|mut verifier| verifier.verify(answer)) {
@@ -203,45 +196,6 @@ fn refusal(code: ResponseCode, error: Option<TsigError>, server: &str, zone: &st
     }
 }
 
-/// Reads a key: base64 alone, or BIND's `key "name" { algorithm hmac-sha256; secret "..."; };`.
-fn key(text: &str) -> Result<Key, String> {
-    let text: String = text
-        .lines()
-        .map(|line| line.split_once("//").filter(|(before, _)| !before.contains('"')).map_or(line, |(before, _)| before))
-        .collect::<Vec<_>>()
-        .join("\n");
-    let Some(rest) = text.trim().strip_prefix("key").filter(|rest| rest.starts_with([' ', '\t', '\n', '"'])) else {
-        let secret: String = text.split_whitespace().collect();
-        return Ok(Key { name: None, algorithm: None, secret: Secret::new(secret) });
-    };
-    let (name, body) = rest.split_once('{').ok_or("has no { after the key's name")?;
-    let (body, _) = body.split_once('}').ok_or("has no } at the key's end")?;
-    let bare = |text: &str| text.trim().trim_matches('"').to_owned();
-    let (mut algorithm, mut secret) = (None, None);
-    for statement in body.split(';').map(str::trim).filter(|statement| !statement.is_empty()) {
-        let (word, value) = statement.split_once(char::is_whitespace).ok_or("holds a statement without a value")?;
-        match word {
-            "algorithm" => algorithm = Some(algorithm_of(&bare(value))?),
-            "secret" => secret = Some(Secret::new(bare(value))),
-            _ => return Err("holds more than algorithm and secret".to_owned()),
-        }
-    }
-    let name = bare(name).trim_end_matches('.').to_owned();
-    if name.is_empty() {
-        return Err("does not name its key".to_owned());
-    }
-    Ok(Key { name: Some(name), algorithm, secret: secret.ok_or("holds no secret")? })
-}
-
-fn algorithm_of(name: &str) -> Result<TsigAlgorithm, String> {
-    match name.to_ascii_lowercase().trim_end_matches('.') {
-        "hmac-sha256" => Ok(TsigAlgorithm::Sha256),
-        "hmac-sha384" => Ok(TsigAlgorithm::Sha384),
-        "hmac-sha512" => Ok(TsigAlgorithm::Sha512),
-        other => Err(format!("asks for {}, which is too weak or unknown", crate::diagnostic::brief(other))),
-    }
-}
-
 /// `host:port` of `host`, `host:port`, an address, or `[v6]:port`.
 fn with_port(server: &str) -> String {
     if let Ok(address) = server.parse::<SocketAddr>() {
@@ -258,8 +212,6 @@ fn with_port(server: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
@@ -273,29 +225,6 @@ mod tests {
             ("[2001:db8::1]:5353", "[2001:db8::1]:5353"),
         ] {
             assert_eq!(with_port(written), read);
-        }
-    }
-
-    #[test]
-    fn keys_are_read_as_tsig_keygen_prints_them_and_bare() {
-        let printed = "key \"skep.\" {\n\talgorithm hmac-sha512;\n\tsecret \"c2VjcmV0//8=\";\n};\n";
-        let read = key(printed).unwrap();
-        assert_eq!(
-            (read.name.as_deref(), read.algorithm, read.secret.reveal()),
-            (Some("skep"), Some(TsigAlgorithm::Sha512), "c2VjcmV0//8=")
-        );
-        let bare = key("c2Vj\ncmV0\n").unwrap();
-        assert_eq!((bare.name, bare.algorithm, bare.secret.reveal()), (None, None, "c2VjcmV0"));
-        for (text, said) in [
-            ("key skep", "no {"),
-            ("key skep { secret x", "no }"),
-            ("key skep { algorithm hmac-sha256; };", "no secret"),
-            ("key { secret x; };", "does not name"),
-            ("key skep { algorithm hmac-md5; secret x; };", "too weak"),
-            ("key skep { secret; };", "without a value"),
-            ("key skep { colour blue; };", "more than"),
-        ] {
-            assert!(key(text).unwrap_err().contains(said), "{text}");
         }
     }
 
@@ -315,22 +244,6 @@ mod tests {
         ] {
             let error = of(code, error).unwrap();
             assert!(error.fault == fault && error.what.contains(said), "{error}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn a_key_file_is_read_or_refused(text in r#"(key)?[ "a-z{};/\n]*"#) {
-            if let Ok(read) = key(&text) {
-                let shown = format!("{read:?}");
-                prop_assert!(shown.ends_with("secret: Secret(..) }"), "{}", shown);
-            }
-        }
-
-        #[test]
-        fn what_tsig_keygen_prints_is_read(name in "[a-z][a-z0-9.-]{0,20}[a-z]", secret in "[A-Za-z0-9+/]{8,88}={0,2}") {
-            let read = key(&format!("key \"{name}\" {{\n\talgorithm hmac-sha256;\n\tsecret \"{secret}\";\n}};\n")).unwrap();
-            prop_assert_eq!((read.name.as_deref(), read.secret.reveal()), (Some(&*name), &*secret));
         }
     }
 }

@@ -181,6 +181,16 @@ mod tests {
     }
 
     #[test]
+    fn an_incomplete_section_is_no_configuration() {
+        let (config, findings) = crate::config::parse("skep.toml", "[dns]\nprovider = \"cloudflare\"", &[]);
+        assert!(config.is_none());
+        assert_eq!(findings.iter().map(|finding| finding.code.as_str()).collect::<Vec<_>>(), ["dns-incomplete"]);
+        let text = "[dns]\nprovider = \"exec\"\ncommand = [\"/etc/skep/dns-01\", \"--quick\"]\npropagation-timeout = \"0s\"";
+        let dns = crate::config::parse("skep.toml", text, &[]).0.unwrap().dns;
+        assert_eq!((dns.command.len(), dns.propagation_timeout), (2, Duration::ZERO));
+    }
+
+    #[test]
     fn servers_are_addresses_with_or_without_a_port() {
         let read = |text: &str| servers(&Given::Text(text.into())).map_err(|finding| finding.code);
         assert_eq!(read("9.9.9.9"), Ok(vec!["9.9.9.9:53".parse().unwrap()]));

@@ -4,6 +4,7 @@ mod acme;
 mod authority;
 mod deploys;
 mod discovery;
+mod dns;
 mod edge;
 mod front;
 mod handover;
