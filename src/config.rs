@@ -35,6 +35,7 @@ pub struct Config {
     pub otlp: Otlp,
     pub labels: Labels,
     pub dns: Dns,
+    pub certificates: Certificates,
     pub state: StateDirectory,
     pub upgrade: Upgrade,
     pub acme: Acme,
@@ -190,6 +191,29 @@ pub struct Labels {
     pub sismics_auth: SismicsAuth,
 }
 
+/// Certificates that Skep does not ask an authority for, and what holds for all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificates {
+    /// The user's own certificates and keys; `None`: there are none.
+    pub directory: Option<PathBuf>,
+    /// `client-ca` labels of Docker services may name files below this directory; `None`: none.
+    pub authorities: Option<PathBuf>,
+    pub default: DefaultCertificate,
+    /// How long a certificate is kept that no label wants any more.
+    pub keep_unwanted: Duration,
+}
+
+/// Where certificates come from for routes whose labels do not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DefaultCertificate {
+    /// ACME where an account is configured, else self-signed.
+    #[default]
+    Auto,
+    Acme,
+    Internal,
+    SelfSigned,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateDirectory {
     /// Where the last good snapshot is kept; `None`: nowhere.
@@ -275,6 +299,12 @@ impl Default for Config {
             },
             labels: Labels { sismics_auth: SismicsAuth::Both },
             dns: Dns::default(),
+            certificates: Certificates {
+                directory: None,
+                authorities: None,
+                default: DefaultCertificate::Auto,
+                keep_unwanted: Duration::from_secs(30 * 24 * 3600),
+            },
             state: StateDirectory { directory: Some(PathBuf::from("/var/lib/skep")) },
             upgrade: Upgrade { socket: Some(PathBuf::from("upgrade.sock")) },
             acme: Acme::default(),
@@ -434,6 +464,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     note(old.dns != new.dns, "dns");
     note(old.acme != new.acme, "acme");
     note(old.issuers != new.issuers, "issuer");
+    note(old.certificates.directory != new.certificates.directory, "certificates.directory");
     note(old.state != new.state, "state.directory");
     note(old.upgrade != new.upgrade, "upgrade.socket");
     note(old.proxy.h2c != new.proxy.h2c, "proxy.h2c");

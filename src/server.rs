@@ -13,6 +13,7 @@ mod notify;
 mod probes;
 mod program;
 mod publish;
+pub mod secrecy;
 pub mod talk;
 mod view;
 mod worker;

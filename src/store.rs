@@ -2,6 +2,9 @@
 //! by a store that several nodes share; nothing above it knows which one it has.
 
 pub mod disk;
+pub mod keyed;
+mod permission;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -42,6 +42,8 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("certificate", "publish"),
     ("certificate", "rfc2136"),
     ("certificate", "zone"),
+    ("certificate", "files"),
+    ("certificate", "local"),
 ];
 
 /// Neighbours of one rank that may see each other: the configuration writes durations and meanings as labels do, and a

@@ -9,7 +9,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::given::Given;
-use super::{AccessLogFormat, Challenge, Config, DnsProvider, ProxyProtocol, ServerTiming, TraceTrust, TsigAlgorithm, dns, issuer};
+use super::{
+    AccessLogFormat, Challenge, Config, DefaultCertificate, DnsProvider, ProxyProtocol, ServerTiming, TraceTrust, TsigAlgorithm, dns,
+    issuer,
+};
 use crate::diagnostic::{Diagnostic, brief, nearest};
 use crate::label::{SismicsAuth, Value, bytes as label_bytes, duration as label_duration};
 
@@ -44,6 +47,7 @@ const fn ms(count: u64) -> Duration {
 const MINUTE: Duration = ms(60_000);
 const HOUR: Duration = ms(3_600_000);
 const DAY: Duration = ms(86_400_000);
+const YEAR: Duration = ms(365 * 86_400_000);
 
 const FORMATS: &[(&str, AccessLogFormat)] =
     &[("json", AccessLogFormat::Json), ("common", AccessLogFormat::Common), ("off", AccessLogFormat::Off)];
@@ -54,6 +58,12 @@ const MEANINGS: &[(&str, SismicsAuth)] = &[("both", SismicsAuth::Both), ("route"
 const TIMINGS: &[(&str, ServerTiming)] = &[("off", ServerTiming::Off), ("on", ServerTiming::On), ("on-request", ServerTiming::OnRequest)];
 const TRUST: &[(&str, TraceTrust)] =
     &[("trusted-proxies", TraceTrust::TrustedProxies), ("all", TraceTrust::All), ("none", TraceTrust::None)];
+const DEFAULT_CERTIFICATES: &[(&str, DefaultCertificate)] = &[
+    ("auto", DefaultCertificate::Auto),
+    ("acme", DefaultCertificate::Acme),
+    ("internal", DefaultCertificate::Internal),
+    ("self", DefaultCertificate::SelfSigned),
+];
 
 const CHALLENGES: &[(&str, Challenge)] =
     &[("http-01", Challenge::Http01), ("tls-alpn-01", Challenge::TlsAlpn01), ("dns-01", Challenge::Dns01)];
@@ -144,6 +154,10 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("dns.nameservers", |c, g| put(&mut c.dns.nameservers, dns::servers(g))),
     Setting::new("dns.propagation-timeout", |c, g| put(&mut c.dns.propagation_timeout, duration(g, Duration::ZERO..=HOUR))),
     Setting::new("dns.ttl", |c, g| put(&mut c.dns.ttl, number(g, 1..=86_400).map(|seconds| seconds as u32))),
+    Setting::new("certificates.directory", |c, g| put(&mut c.certificates.directory, optional_path(g))),
+    Setting::new("certificates.authorities", |c, g| put(&mut c.certificates.authorities, optional_path(g))),
+    Setting::new("certificates.default", |c, g| put(&mut c.certificates.default, word(g, DEFAULT_CERTIFICATES))),
+    Setting::new("certificates.keep-unwanted", |c, g| put(&mut c.certificates.keep_unwanted, duration(g, Duration::ZERO..=YEAR))),
     Setting::new("state.directory", |c, g| put(&mut c.state.directory, optional_path(g))),
     Setting::new("upgrade.socket", |c, g| put(&mut c.upgrade.socket, optional_path(g))),
 ];

@@ -16,6 +16,7 @@ mod pebble;
 mod probing;
 mod renewal;
 mod resilience;
+mod secrecy;
 mod seen;
 mod siege;
 mod swarm;
