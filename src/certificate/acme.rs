@@ -13,13 +13,13 @@ use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::account::{self, Holder};
+use super::ari;
 use super::challenge::Challenges;
 use super::dns::Dns;
 use super::failure::{AccountProblem, Blame, Failure, Refusal, is_passing, kind_of};
 use super::order::{self, Answers};
 use super::record::{Record, Secret, Window};
 use super::transport::Transport;
-use super::{ari, chain};
 use crate::config::{Challenge, Issuer};
 use crate::store::Store;
 
@@ -107,7 +107,7 @@ impl Acme {
         let failed = |error: Error| Failure::of(&error, &BTreeSet::new(), Timestamp::now());
         let (_, directory) = transport.get(&issuer.directory).await.map_err(failed)?;
         let Some(url) = ari::url(&directory).map_err(Failure::unavailable)? else { return Ok(None) };
-        let id = chain::identifier(&record.chain).map_err(Failure::Local)?;
+        let id = ari::identifier(&record.chain).map_err(Failure::Local)?;
         let (_, body) = transport.get(&format!("{}/{id}", url.trim_end_matches('/'))).await.map_err(failed)?;
         ari::window(&body, transport.said(), Timestamp::now()).map(Some).map_err(Failure::unavailable)
     }
@@ -182,7 +182,7 @@ pub fn proof(name: &str, challenge: Challenge) -> Challenge {
 /// Places the order; without `replaces` where the authority wants to hear nothing of that.
 async fn place(account: &Account, request: &Request<'_>) -> Result<Order, Error> {
     let identifiers: Vec<Identifier> = request.names.iter().map(|name| identifier(name)).collect();
-    let mut replaces = request.replaces.and_then(|chain| chain::identifier(chain).ok());
+    let mut replaces = request.replaces.and_then(|chain| ari::identifier(chain).ok());
     let order = || {
         let order = NewOrder::new(&identifiers);
         if let Some(profile) = &request.issuer.profile { order.profile(profile) } else { order }

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use http::{HeaderMap, header};
+use instant_acme::CertificateIdentifier;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
 
 use super::record::Window;
@@ -57,6 +60,15 @@ pub fn window(body: &[u8], retry_after: Option<Timestamp>, now: Timestamp) -> Re
     }
     let ask_again = retry_after.unwrap_or(now + UNTOLD).clamp(now + SOONEST, now + LATEST);
     Ok(Window { start, end, ask_again })
+}
+
+/// How an authority names the first certificate of `chain` (PEM) in renewals (RFC 9773, 4.1): `AKI.serial`, each base64url.
+///
+/// # Errors
+/// It cannot be read, or names no authority key.
+pub fn identifier(chain: &str) -> Result<CertificateIdentifier<'static>, String> {
+    let der = CertificateDer::from_pem_slice(chain.as_bytes()).map_err(|error| format!("there is no certificate in the chain: {error}"))?;
+    CertificateIdentifier::try_from(&der).map(CertificateIdentifier::into_owned)
 }
 
 /// The time of a `Retry-After` (RFC 9110, 10.2.3): seconds, or a date. A date of the past is now.
@@ -130,6 +142,26 @@ mod tests {
         assert_eq!(url(br#"{"newOrder": "o", "renewalInfo": "https://ca/ari"}"#), Ok(Some("https://ca/ari".to_owned())));
         assert_eq!(url(br#"{"newOrder": "o"}"#), Ok(None));
         assert!(url(b"{}").is_err() && url(b"<html>").is_err());
+    }
+
+    #[test]
+    fn a_certificate_is_named_by_its_authoritys_key_and_its_serial() {
+        use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyIdMethod, KeyPair, SerialNumber};
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        authority.key_identifier_method = KeyIdMethod::PreSpecified(vec![0x69, 0x88, 0x5b]);
+        let authority = Issuer::new(authority, KeyPair::generate().expect("a key"));
+        let mut params = CertificateParams::new(["a.test".to_owned()]).expect("names");
+        // The serial of the RFC's example has its sign bit set, so that its encoding begins with a zero.
+        params.serial_number = Some(SerialNumber::from_slice(&[0x87, 0x65, 0x43, 0x21]));
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate().expect("a key");
+        let chain = params.signed_by(&key, &authority).expect("a certificate").pem();
+        assert_eq!(identifier(&chain).expect("its name").to_string(), "aYhb.AIdlQyE");
+        let alone = CertificateParams::new(["a.test".to_owned()]).expect("names").self_signed(&key).expect("a certificate").pem();
+        for text in [alone.as_str(), "", "text", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+            assert!(identifier(text).is_err(), "{text}");
+        }
     }
 
     proptest! {

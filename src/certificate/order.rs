@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use instant_acme::{AuthorizationStatus, ChallengeHandle, ChallengeStatus, ChallengeType, Order, OrderStatus, Problem};
 use jiff::Timestamp;
-use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair, PublicKeyData};
+use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use tokio::time::{sleep, timeout};
+use zeroize::Zeroizing;
 
 use super::acme::{Issued, Patience, Request, proof};
-use super::chain;
 use super::challenge::{Challenges, Live};
 use super::dns::{self, Dns, Fault, Published};
 use super::failure::{Blame, Failure, Refusal, is_passing, kind_of};
-use super::record::Secret;
+use super::pem;
 use super::transport::Transport;
 use crate::config::Challenge;
 
@@ -178,7 +178,7 @@ pub async fn finish(order: &mut Order, names: &BTreeSet<String>, transport: &Tra
                         Err(error) => patience.wait(error).await.map_err(failed)?,
                     }
                 };
-                return issued(chain, &key, names);
+                return issued(&chain, &key, names);
             }
             OrderStatus::Invalid => {
                 let problem = state.error.clone();
@@ -189,15 +189,13 @@ pub async fn finish(order: &mut Order, names: &BTreeSet<String>, transport: &Tra
 }
 
 /// The certificate with its key, if it is what was asked for.
-fn issued(chain: String, key: &KeyPair, names: &BTreeSet<String>) -> Result<Issued, Failure> {
-    let leaf = chain::leaf(&chain).map_err(|text| Failure::unavailable(format!("it gives what is no certificate: {text}")))?;
-    if leaf.public_key != key.subject_public_key_info() {
-        return Err(Failure::unavailable("it gives a certificate for another key"));
-    }
-    if let Some(name) = names.difference(&leaf.names).next() {
+fn issued(chain: &str, key: &KeyPair, names: &BTreeSet<String>) -> Result<Issued, Failure> {
+    let key = Zeroizing::new(key.serialize_pem());
+    let read = pem::read(chain, &key).map_err(|flaw| Failure::unavailable(format!("it gives what cannot be used: {flaw}")))?;
+    if let Some(name) = names.iter().find(|name| !read.names.contains(name)) {
         return Err(Failure::unavailable(format!("it gives a certificate without {name}")));
     }
-    Ok(Issued { chain, key: Secret::new(key.serialize_pem()), not_before: leaf.not_before, not_after: leaf.not_after })
+    Ok(Issued { chain: read.chain, key: read.key, not_before: read.not_before, not_after: read.not_after })
 }
 
 /// Which names failed. The authority goes on with the others for a moment, so that all that fail are told at once.

@@ -8,20 +8,22 @@ use std::time::{Duration, Instant};
 use instant_acme::{Account, AccountCredentials};
 use jiff::{SignedDuration, Timestamp};
 use skep::certificate::acme::{Acme, Issued, Limits, Request};
-use skep::certificate::chain;
 use skep::certificate::challenge::Challenges;
 use skep::certificate::failure::{AccountProblem, Blame, Failure};
+use skep::certificate::pem;
 use skep::certificate::transport::Transport;
 use skep::config::{self, Challenge, Issuer};
+use skep::store::{Store, Version};
 
 use crate::authority::{Answer, Authority};
-use crate::pebble::{Answering, Cut, Door, Memory, Options, Pebble, TestNames};
+use crate::pebble::{Answering, Cut, Door, Options, Pebble, TestNames, store};
 
 /// An authority, and what asks it.
 struct World {
     pebble: Pebble,
     challenges: Arc<Challenges>,
-    store: Arc<Memory>,
+    store: Arc<dyn Store>,
+    _disk: tempfile::TempDir,
     names: Arc<TestNames>,
     acme: Acme,
     answering: Option<Answering>,
@@ -31,11 +33,11 @@ impl World {
     async fn with(options: Options) -> World {
         let pebble = Pebble::start(options).await;
         let challenges = Arc::new(Challenges::default());
-        let store = Arc::new(Memory::default());
+        let (disk, store) = store();
         let names = TestNames::of(&pebble);
         let answering = Some(Answering::start(&challenges, pebble.http_port, pebble.tls_port).await);
         let acme = Acme::new(Arc::clone(&challenges), store.clone(), Some(pebble.provider(&names)), Limits::default());
-        World { pebble, challenges, store, names, acme, answering }
+        World { pebble, challenges, store, _disk: disk, names, acme, answering }
     }
 
     async fn obtain(&self, names: &[&str], challenge: Challenge) -> Result<Issued, Failure> {
@@ -43,8 +45,13 @@ impl World {
     }
 
     /// Another one that asks the same authority, with accounts of its own.
-    fn another(&self, limits: Limits) -> Acme {
-        Acme::new(Arc::clone(&self.challenges), Arc::new(Memory::default()), None, limits)
+    fn another(&self, limits: Limits) -> (tempfile::TempDir, Acme) {
+        let (disk, store) = store();
+        (disk, Acme::new(Arc::clone(&self.challenges), store, None, limits))
+    }
+
+    async fn accounts(&self) -> BTreeMap<String, Version> {
+        self.store.list("acme/account/").await.unwrap()
     }
 
     fn nothing_is_left(&self) {
@@ -78,13 +85,13 @@ async fn each_challenge_proves_names() {
         (&["*.wild.skep.test", "wild.skep.test", "plain.skep.test"], Challenge::Http01),
     ] {
         let issued = world.obtain(names, challenge).await.unwrap_or_else(|failure| panic!("{challenge:?}: {failure}"));
-        let leaf = chain::leaf(&issued.chain).unwrap();
-        assert_eq!(leaf.names, set(names), "{challenge:?}");
+        let read = pem::read(&issued.chain, issued.key.reveal()).unwrap();
+        assert_eq!(read.names.into_iter().collect::<BTreeSet<_>>(), set(names), "{challenge:?}");
         assert!(issued.not_before < issued.not_after);
         assert_eq!(issued.chain.matches("BEGIN CERTIFICATE").count(), 2, "the leaf and its issuer");
         assert!(!format!("{issued:?}").contains("PRIVATE KEY"));
     }
-    assert_eq!(world.store.0.lock().unwrap().len(), 1, "one account serves all orders");
+    assert_eq!(world.accounts().await.len(), 1, "one account serves all orders");
     world.nothing_is_left();
 }
 
@@ -126,32 +133,32 @@ async fn accounts_are_bound_to_external_ones() {
     for _ in 0..2 {
         obtain(&world.acme, &bound(Some("kid-1"), &format!("{KEY}\n")), &["a.skep.test"], Challenge::Http01).await.unwrap();
     }
-    assert_eq!(world.store.0.lock().unwrap().len(), 1);
+    assert_eq!(world.accounts().await.len(), 1);
 }
 
 #[tokio::test]
 async fn an_account_that_is_gone_is_registered_again() {
     let mut world = World::with(Options::default()).await;
-    let kept = |world: &World| {
-        let entries = world.store.0.lock().unwrap();
-        let (_, entry) = entries.iter().next().unwrap();
+    let kept = async |world: &World| {
+        let (key, _) = world.accounts().await.pop_first().unwrap();
+        let entry = world.store.get(&key).await.unwrap().unwrap();
         serde_json::from_slice::<serde_json::Value>(&entry.value).unwrap()["credentials"].clone()
     };
     world.obtain(&["a.skep.test"], Challenge::Http01).await.unwrap();
     // Deactivated, as somebody does who believes that its key leaked.
-    let first = kept(&world);
+    let first = kept(&world).await;
     let transport = Transport::new(world.pebble.issuer().root.as_deref(), Duration::from_secs(10)).unwrap();
     let credentials: AccountCredentials = serde_json::from_value(first.clone()).unwrap();
     let account = Account::builder_with_http(Box::new(transport)).from_credentials(credentials).await.unwrap();
     account.deactivate().await.unwrap();
     world.obtain(&["a.skep.test"], Challenge::Http01).await.unwrap();
-    let second = kept(&world);
+    let second = kept(&world).await;
     assert_ne!(first["key_pkcs8"], second["key_pkcs8"], "a new account has a new key");
     // Forgotten, as by an authority that was set up anew.
     world.pebble.start_authority().await;
     world.obtain(&["a.skep.test"], Challenge::Http01).await.unwrap();
-    assert_ne!(second["key_pkcs8"], kept(&world)["key_pkcs8"]);
-    assert_eq!(world.store.0.lock().unwrap().len(), 1, "the new one takes the place of the old one");
+    assert_ne!(second["key_pkcs8"], kept(&world).await["key_pkcs8"]);
+    assert_eq!(world.accounts().await.len(), 1, "the new one takes the place of the old one");
 }
 
 #[tokio::test]
@@ -178,9 +185,9 @@ async fn an_outage_at_any_step_is_survived_or_told() {
     let quick = Limits { request: Duration::from_secs(5), order: Duration::from_secs(60), ..Limits::default() };
     let through = async |cut, name: String| {
         let door = Door::to(world.pebble.address, cut).await;
-        let acme = world.another(quick);
+        let (disk, acme) = world.another(quick);
         let outcome = obtain(&acme, &world.pebble.issuer_at(door.address), &[&name], Challenge::Http01).await;
-        (outcome, door.pieces.load(Ordering::SeqCst), acme)
+        (outcome, door.pieces.load(Ordering::SeqCst), (disk, acme))
     };
     let (outcome, pieces, _) = through(Cut::Never, "whole.skep.test".to_owned()).await;
     outcome.unwrap();
@@ -196,7 +203,7 @@ async fn an_outage_at_any_step_is_survived_or_told() {
     }
     assert!(survived * 2 >= pieces, "{survived} of {pieces}");
     let steps: Vec<_> = (1..=pieces).step_by(4).map(|step| through(Cut::From(step), format!("from-{step}.skep.test"))).collect();
-    for (step, (outcome, _, acme)) in futures_util::future::join_all(steps).await.into_iter().enumerate() {
+    for (step, (outcome, _, (_disk, acme))) in futures_util::future::join_all(steps).await.into_iter().enumerate() {
         assert!(matches!(outcome, Err(Failure::Unavailable { .. })), "step {step}: {outcome:?}");
         // The same client, once the authority is back.
         obtain(&acme, &world.pebble.issuer(), &["back.skep.test"], Challenge::Http01).await.unwrap();
@@ -210,7 +217,7 @@ async fn a_silent_authority_is_given_up() {
     for pieces in [1, 5, 12] {
         let began = Instant::now();
         let door = Door::to(world.pebble.address, Cut::Silent(pieces)).await;
-        let acme = world.another(Limits { request: Duration::from_secs(1), order: Duration::from_secs(4), ..Limits::default() });
+        let (_disk, acme) = world.another(Limits { request: Duration::from_secs(1), order: Duration::from_secs(4), ..Limits::default() });
         let outcome = obtain(&acme, &world.pebble.issuer_at(door.address), &["a.skep.test"], Challenge::Http01).await;
         let Err(Failure::Unavailable { text, .. }) = &outcome else { panic!("{pieces}: {outcome:?}") };
         assert!(text.contains("within"), "{pieces}: {text}");
@@ -229,8 +236,8 @@ async fn a_slow_authority_is_waited_for() {
         world.acme.obtain(request).await.unwrap();
     }
     // The listeners that answer begin anew while the authority takes its time: it gets its answer, or says what it lacked.
-    let world_acme = world.another(Limits::default());
-    let order = tokio::spawn(async move { obtain(&world_acme, &issuer, &["restart.skep.test"], Challenge::Http01).await });
+    let (_disk, another) = world.another(Limits::default());
+    let order = tokio::spawn(async move { obtain(&another, &issuer, &["restart.skep.test"], Challenge::Http01).await });
     tokio::time::sleep(Duration::from_millis(300)).await;
     world.restart_listeners().await;
     match order.await.unwrap() {
@@ -258,7 +265,8 @@ async fn an_order_that_is_dropped_leaves_nothing() {
 #[tokio::test]
 async fn what_nobody_need_be_asked_for_is_said_at_once() {
     let authority = Authority::answering(BTreeMap::new()).await;
-    let acme = Acme::new(Arc::default(), Arc::new(Memory::default()), None, Limits::default());
+    let (_disk, store) = store();
+    let acme = Acme::new(Arc::default(), store, None, Limits::default());
     let failure = async |names: &[&str], change: &dyn Fn(&mut Issuer), challenge, agree| {
         let mut issuer = authority.issuer();
         change(&mut issuer);
@@ -293,7 +301,8 @@ async fn what_an_authority_says_against_an_order_is_understood() {
     };
     let told = async |answer: Answer| {
         let authority = Authority::answering(BTreeMap::from([("/new-order", answer)])).await;
-        let acme = Acme::new(Arc::default(), Arc::new(Memory::default()), None, Limits::default());
+        let (_disk, store) = store();
+        let acme = Acme::new(Arc::default(), store, None, Limits::default());
         obtain(&acme, &authority.issuer(), &["a.one.test", "b.two.test"], Challenge::Http01).await.unwrap_err()
     };
     let limit = "too many certificates (50) already issued for \"one.test\" in the last 168h0m0s";
@@ -338,7 +347,8 @@ async fn what_an_authority_says_against_an_order_is_understood() {
 async fn what_an_authority_says_is_kept_short() {
     let body = serde_json::json!({"type": "urn:ietf:params:acme:error:dns", "detail": format!("a\u{1b}[31m\n{}", "x".repeat(5000))});
     let authority = Authority::answering(BTreeMap::from([("/new-order", (400, vec![], body.to_string()))])).await;
-    let acme = Acme::new(Arc::default(), Arc::new(Memory::default()), None, Limits::default());
+    let (_disk, store) = store();
+    let acme = Acme::new(Arc::default(), store, None, Limits::default());
     let failure = obtain(&acme, &authority.issuer(), &["a.test"], config::Challenge::Http01).await.unwrap_err().to_string();
     assert!(failure.len() < 600 && !failure.chars().any(char::is_control), "{failure:?}");
 }

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -27,7 +29,11 @@ pub type Answer = (u16, Vec<(&'static str, String)>, String);
 pub struct Authority {
     directory: tempfile::TempDir,
     address: SocketAddr,
+    seen: Seen,
 }
+
+/// Paths with what was signed and sent there.
+type Seen = Arc<Mutex<Vec<(String, serde_json::Value)>>>;
 
 impl Authority {
     /// `answers` by path: `/dir`, `/new-nonce` and `/new-account` have usual answers where they are not given.
@@ -42,18 +48,25 @@ impl Authority {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let answers = Arc::new(usual(address).into_iter().chain(answers).collect::<BTreeMap<_, _>>());
+        let seen = Seen::default();
+        let noted = Arc::clone(&seen);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (acceptor, answers) = (acceptor.clone(), Arc::clone(&answers));
+                let (acceptor, answers, noted) = (acceptor.clone(), Arc::clone(&answers), Arc::clone(&noted));
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
-                    let service = service_fn(move |request| answer(request, Arc::clone(&answers)));
+                    let service = service_fn(move |request| answer(request, Arc::clone(&answers), Arc::clone(&noted)));
                     // A client may leave at any time.
                     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
                 });
             }
         });
-        Authority { directory, address }
+        Authority { directory, address, seen }
+    }
+
+    /// What was sent to `path`, in its order.
+    pub fn payloads(&self, path: &str) -> Vec<serde_json::Value> {
+        self.seen.lock().unwrap().iter().filter(|(to, _)| to == path).map(|(_, payload)| payload.clone()).collect()
     }
 
     pub fn issuer(&self) -> Issuer {
@@ -75,8 +88,17 @@ fn usual(address: SocketAddr) -> BTreeMap<&'static str, Answer> {
     ])
 }
 
-async fn answer(request: Request<Incoming>, answers: Arc<BTreeMap<&'static str, Answer>>) -> Result<Response<Full<Bytes>>, http::Error> {
-    let path = request.uri().path();
+async fn answer(
+    request: Request<Incoming>,
+    answers: Arc<BTreeMap<&'static str, Answer>>,
+    seen: Seen,
+) -> Result<Response<Full<Bytes>>, http::Error> {
+    let path = request.uri().path().to_owned();
+    let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    if let Ok(signed) = serde_json::from_slice::<serde_json::Value>(&body) {
+        let payload = BASE64_URL_SAFE_NO_PAD.decode(signed["payload"].as_str().unwrap()).unwrap();
+        seen.lock().unwrap().push((path.clone(), serde_json::from_slice(&payload).unwrap_or_default()));
+    }
     let found = answers.iter().find(|(known, _)| path == **known || path.starts_with(&format!("{known}/")));
     let (status, headers, body) = found.map_or((404, vec![], String::new()), |(_, answer)| answer.clone());
     let mut builder = Response::builder().status(status).header("replay-nonce", format!("{:016x}", fastrand::u64(..)));

@@ -10,8 +10,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -24,7 +22,8 @@ use skep::certificate::challenge::{ALPN, Challenges};
 use skep::certificate::dns::{Dns, Error, Provider, Record};
 use skep::certificate::zone::Zones;
 use skep::config;
-use skep::store::{self, Change, Entry, Store, Version};
+use skep::store::Store;
+use skep::store::keyed::Keyed;
 
 use crate::harness::{request, send};
 
@@ -245,39 +244,12 @@ impl Provider for TestNames {
     }
 }
 
-/// A store in memory.
-#[derive(Debug, Default)]
-pub struct Memory(pub Mutex<BTreeMap<String, Entry>>);
-
-impl Store for Memory {
-    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>, store::Error>> {
-        Box::pin(async move { Ok(self.0.lock().unwrap().get(key).cloned()) })
-    }
-
-    fn put<'a>(&'a self, key: &'a str, value: &'a [u8], expected: Option<&'a Version>) -> BoxFuture<'a, Result<Version, store::Error>> {
-        Box::pin(async move {
-            store::check_key(key)?;
-            let mut entries = self.0.lock().unwrap();
-            if entries.get(key).map(|entry| &entry.version) != expected {
-                return Err(store::Error::Conflict { key: key.to_owned() });
-            }
-            let version = Version::new(format!("{:?}", Instant::now()));
-            entries.insert(key.to_owned(), Entry { version: version.clone(), value: value.to_vec().into() });
-            Ok(version)
-        })
-    }
-
-    fn remove<'a>(&'a self, key: &'a str, _: &'a Version) -> BoxFuture<'a, Result<(), store::Error>> {
-        Box::pin(async move { Ok(drop(self.0.lock().unwrap().remove(key))) })
-    }
-
-    fn list<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<BTreeMap<String, Version>, store::Error>> {
-        unimplemented!("accounts are not listed")
-    }
-
-    fn watch(&self, _: &str) -> BoxStream<'static, Change> {
-        unimplemented!("accounts are not watched")
-    }
+/// A store on a disk of its own.
+pub fn store() -> (tempfile::TempDir, Arc<dyn Store>) {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, findings) = Keyed::open(directory.path()).unwrap();
+    assert_eq!(findings, []);
+    (directory, Arc::new(store))
 }
 
 /// A door to an authority that can be shut: it counts what comes in, and cuts connections.
