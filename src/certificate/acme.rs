@@ -60,9 +60,18 @@ pub struct Limits {
     pub order_by_dns: Duration,
 }
 
+impl Limits {
+    /// Those where records get `propagation` to be seen, once for each order, beside the time that finding their zones takes.
+    #[must_use]
+    pub fn with_propagation(self, propagation: Duration) -> Limits {
+        const FINDING: Duration = Duration::from_secs(60);
+        Limits { order_by_dns: self.order + FINDING + propagation, ..self }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { request: Duration::from_secs(20), order: Duration::from_secs(120), order_by_dns: Duration::from_secs(360) }
+        Limits { request: Duration::from_secs(20), order: Duration::from_secs(120), order_by_dns: Duration::from_secs(300) }
     }
 }
 

@@ -78,13 +78,16 @@ fn set(names: &[&str]) -> BTreeSet<String> {
 #[tokio::test]
 async fn each_challenge_proves_names() {
     let world = World::with(Options { alternate_roots: 2, ..Options::default() }).await;
-    for (names, challenge) in [
+    let table = [
         (&["one.skep.test", "two.skep.test"][..], Challenge::Http01),
         (&["one.skep.test", "two.skep.test"], Challenge::TlsAlpn01),
         (&["one.skep.test", "two.skep.test"], Challenge::Dns01),
         (&["*.wild.skep.test", "wild.skep.test", "plain.skep.test"], Challenge::Http01),
-    ] {
-        let issued = world.obtain(names, challenge).await.unwrap_or_else(|failure| panic!("{challenge:?}: {failure}"));
+    ];
+    // All at once, so that the account is asked for by all.
+    let orders = table.map(async |(names, challenge)| (names, challenge, world.obtain(names, challenge).await));
+    for (names, challenge, outcome) in futures_util::future::join_all(orders).await {
+        let issued = outcome.unwrap_or_else(|failure| panic!("{challenge:?}: {failure}"));
         let read = pem::read(&issued.chain, issued.key.reveal()).unwrap();
         assert_eq!(read.names.into_iter().collect::<BTreeSet<_>>(), set(names), "{challenge:?}");
         assert!(issued.not_before < issued.not_after);
