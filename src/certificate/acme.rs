@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
-use instant_acme::{Account, Error, Identifier, NewOrder, Order};
+use instant_acme::{Account, Error, Identifier, NewOrder, Order, OrderStatus};
 use jiff::Timestamp;
+use rcgen::KeyPair;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
@@ -85,12 +86,22 @@ pub struct Acme {
     transports: DashMap<Option<PathBuf>, Transport>,
     /// One registration at a time for each account.
     registering: DashMap<String, Arc<Mutex<()>>>,
+    /// Orders that were given up when all was proved, by account and names: their certificates need not be ordered again.
+    unfinished: DashMap<(String, BTreeSet<String>), Unfinished>,
 }
+
+struct Unfinished {
+    url: String,
+    key: Arc<KeyPair>,
+}
+
+/// More orders are not remembered.
+const MOST_UNFINISHED: usize = 1000;
 
 impl Acme {
     /// Answers go to `challenges`, which the listeners read; accounts are kept in `store`; TXT records go to `dns`, without which there are no wildcards.
     pub fn new(challenges: Arc<Challenges>, store: Arc<dyn Store>, dns: Option<Arc<Dns>>, limits: Limits) -> Acme {
-        Acme { challenges, store, dns, limits, transports: DashMap::new(), registering: DashMap::new() }
+        Acme { challenges, store, dns, limits, transports: DashMap::new(), registering: DashMap::new(), unfinished: DashMap::new() }
     }
 
     /// Orders one certificate for all names of `request`, with a fresh key.
@@ -142,18 +153,45 @@ impl Acme {
 
     async fn order(&self, request: &Request<'_>, answers: &mut Answers) -> Result<Issued, Failure> {
         let transport = self.transport(request.issuer)?;
-        let mut order = self.begin(request, &transport).await?;
+        let holder = Holder { issuer: request.issuer, email: request.email };
+        let account = self.account(holder, None, &transport).await?;
+        let id = (holder.key(), request.names.clone());
+        let given_up = self.unfinished.remove(&id).map(|(_, unfinished)| unfinished);
+        if let Some(unfinished) = given_up
+            && let Some(order) = resumed(&account, &unfinished).await
+        {
+            return self.finish(order, unfinished.key, id, &transport).await;
+        }
+        let mut order = self.begin(request, account, &transport).await?;
         order::prove(&mut order, request, answers).await?;
-        order::finish(&mut order, request.names, &transport).await
+        let key = KeyPair::generate().map_err(|error| Failure::Local(format!("no key can be made: {error}")))?;
+        self.finish(order, Arc::new(key), id, &transport).await
     }
 
-    /// A new order, with the kept account or a new one: where the authority no longer knows the account, it is registered again, once.
-    async fn begin(&self, request: &Request<'_>, transport: &Transport) -> Result<Order, Failure> {
-        let holder = Holder { issuer: request.issuer, email: request.email };
-        let account = self.account(holder, None, transport).await?;
+    /// Waits for the certificate. If that takes too long, or is dropped, the order is gone on with when it is asked for again.
+    async fn finish(
+        &self,
+        mut order: Order,
+        key: Arc<KeyPair>,
+        id: (String, BTreeSet<String>),
+        transport: &Transport,
+    ) -> Result<Issued, Failure> {
+        if self.unfinished.len() < MOST_UNFINISHED {
+            self.unfinished.insert(id.clone(), Unfinished { url: order.url().to_owned(), key: Arc::clone(&key) });
+        }
+        let outcome = order::finish(&mut order, &id.1, &key, transport).await;
+        if !matches!(outcome, Err(Failure::Unavailable { .. })) {
+            self.unfinished.remove(&id);
+        }
+        outcome
+    }
+
+    /// A new order; where the authority no longer knows the account, it is registered again, once.
+    async fn begin(&self, request: &Request<'_>, account: Account, transport: &Transport) -> Result<Order, Failure> {
         match place(&account, request).await {
             Err(error) if matches!(kind_of(&error), Some("accountDoesNotExist" | "unauthorized")) => {
                 tracing::warn!(issuer = request.issuer.name, %error, "the authority no longer takes our account: registering again");
+                let holder = Holder { issuer: request.issuer, email: request.email };
                 let account = self.account(holder, Some(account.id()), transport).await?;
                 place(&account, request).await
             }
@@ -181,6 +219,12 @@ impl Acme {
         self.transports.insert(issuer.root.clone(), transport.clone());
         Ok(transport)
     }
+}
+
+/// The order, if nothing but its certificate is missing. The answers to its challenges are gone.
+async fn resumed(account: &Account, unfinished: &Unfinished) -> Option<Order> {
+    let mut order = account.order(unfinished.url.clone()).await.ok()?;
+    matches!(order.state().status, OrderStatus::Ready | OrderStatus::Processing | OrderStatus::Valid).then_some(order)
 }
 
 /// How `name` is proved: wildcards can be by DNS-01 only (RFC 8555, 7.4.1 and 8.4).

@@ -138,12 +138,11 @@ async fn fetch(order: &mut Order, count: usize) -> Result<(), instant_acme::Erro
 }
 
 /// Waits until the order is ready, asks for the certificate and fetches it.
-pub async fn finish(order: &mut Order, names: &BTreeSet<String>, transport: &Transport) -> Result<Issued, Failure> {
+pub async fn finish(order: &mut Order, names: &BTreeSet<String>, key: &KeyPair, transport: &Transport) -> Result<Issued, Failure> {
     const OUTAGES: u32 = 8;
     const FINALIZED: u32 = 3;
     let failed = |error| Failure::of(&error, names, Timestamp::now());
-    let key = KeyPair::generate().map_err(|error| Failure::Local(format!("no key can be made: {error}")))?;
-    let request = signing_request(names, &key)?;
+    let request = signing_request(names, key)?;
     let (mut outages, mut finalized) = (0, 0);
     let mut pace = Pace::new();
     loop {
@@ -178,7 +177,7 @@ pub async fn finish(order: &mut Order, names: &BTreeSet<String>, transport: &Tra
                         Err(error) => patience.wait(error).await.map_err(failed)?,
                     }
                 };
-                return issued(&chain, &key, names);
+                return issued(&chain, key, names);
             }
             OrderStatus::Invalid => {
                 let problem = state.error.clone();

@@ -214,6 +214,35 @@ async fn an_outage_at_any_step_is_survived_or_told() {
     world.nothing_is_left();
 }
 
+/// What an authority has issued when it goes away counts towards its limits, and is fetched when it is back.
+#[tokio::test]
+async fn an_order_that_lacks_its_certificate_only_is_gone_on_with() {
+    let world = World::with(Options::default()).await;
+    let quick = Limits { request: Duration::from_secs(1), order: Duration::from_secs(2), ..Limits::default() };
+    let mut fetched_later = 0;
+    let mut whole = None;
+    for back in (0..8).rev() {
+        let at = whole.map_or(Cut::Never, |pieces: usize| Cut::Silent(pieces - back));
+        let door = Door::to(world.pebble.address, at).await;
+        let (_disk, acme) = world.another(quick);
+        let issuer = world.pebble.issuer_at(door.address);
+        let before = world.pebble.issued();
+        let name = format!("late-{back}.skep.test");
+        let outcome = obtain(&acme, &issuer, &[&name], Challenge::Http01).await;
+        whole.get_or_insert(door.pieces.load(Ordering::SeqCst));
+        if outcome.is_ok() {
+            continue;
+        }
+        assert!(matches!(outcome, Err(Failure::Unavailable { .. })), "{back}: {outcome:?}");
+        fetched_later += world.pebble.issued() - before;
+        door.open();
+        obtain(&acme, &issuer, &[&name], Challenge::Http01).await.unwrap();
+        assert_eq!(world.pebble.issued() - before, 1, "{back}: ordered once");
+    }
+    assert!(fetched_later > 0, "an outage fell between issuing and fetching");
+    world.nothing_is_left();
+}
+
 #[tokio::test]
 async fn a_silent_authority_is_given_up() {
     let world = World::with(Options::default()).await;

@@ -197,6 +197,11 @@ impl Pebble {
         path
     }
 
+    /// How many certificates it gave.
+    pub fn issued(&self) -> usize {
+        std::fs::read_to_string(self.directory.path().join("pebble.log")).unwrap().matches("Issued certificate serial").count()
+    }
+
     /// Changes the DNS: `set-txt`, `clear-txt`, `add-a`, `set-servfail`, ...
     pub async fn change_names(&self, what: &str, body: serde_json::Value) {
         change_names(self.dns, what, body).await;
@@ -257,6 +262,7 @@ pub struct Door {
     pub address: SocketAddr,
     /// Pieces that clients sent so far.
     pub pieces: Arc<AtomicUsize>,
+    cut: Arc<Mutex<Cut>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -282,17 +288,22 @@ impl Door {
     pub async fn to(authority: SocketAddr, cut: Cut) -> Door {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, pieces) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
-        let counted = Arc::clone(&pieces);
+        let cut = Arc::new(Mutex::new(cut));
+        let (counted, now) = (Arc::clone(&pieces), Arc::clone(&cut));
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass(client, authority, cut, Arc::clone(&counted)));
+                tokio::spawn(pass(client, authority, Arc::clone(&now), Arc::clone(&counted)));
             }
         });
-        Door { address, pieces, task }
+        Door { address, pieces, cut, task }
+    }
+
+    pub fn open(&self) {
+        *self.cut.lock().unwrap() = Cut::Never;
     }
 }
 
-async fn pass(mut client: TcpStream, authority: SocketAddr, cut: Cut, pieces: Arc<AtomicUsize>) {
+async fn pass(mut client: TcpStream, authority: SocketAddr, cut: Arc<Mutex<Cut>>, pieces: Arc<AtomicUsize>) {
     let mut server = TcpStream::connect(authority).await.unwrap();
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
@@ -300,6 +311,7 @@ async fn pass(mut client: TcpStream, authority: SocketAddr, cut: Cut, pieces: Ar
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
             let number = pieces.fetch_add(1, Ordering::SeqCst) + 1;
+            let cut = *cut.lock().unwrap();
             match cut {
                 Cut::Once(at) if number == at => return,
                 Cut::From(at) if number >= at => return,
