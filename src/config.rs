@@ -1,10 +1,14 @@
 //! The static configuration: `skep.toml` and the environment, text -> [`Config`] or findings with a caret.
 //! Every key has a default that serves; a misspelled key is an error, because a setting that does nothing is worse than none.
 
+pub mod dns;
 mod given;
+mod issuer;
 mod settings;
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,14 +17,17 @@ use ipnet::IpNet;
 use crate::diagnostic::{Diagnostic, Severity, nearest};
 use crate::label::SismicsAuth;
 
+pub use self::dns::{Dns, DnsProvider, TsigAlgorithm};
 use self::given::Given;
+pub use self::issuer::{Acme, Challenge, Issuer};
 pub use self::settings::{SETTINGS, Setting};
 
 /// All settings. `config/skep.toml` lists every key with its default.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub http: Listener,
-    pub https: Listener,
+    pub https: Https,
+    pub tcp: Tcp,
     pub admin: Admin,
     pub docker: Docker,
     pub proxy: Proxy,
@@ -29,8 +36,13 @@ pub struct Config {
     pub log: Log,
     pub otlp: Otlp,
     pub labels: Labels,
+    pub dns: Dns,
+    pub certificates: Certificates,
     pub state: StateDirectory,
     pub upgrade: Upgrade,
+    pub acme: Acme,
+    /// By name: the known ones, and those of `[issuer.NAME]`.
+    pub issuers: BTreeMap<String, Issuer>,
 }
 
 /// Addresses to listen on; empty: off.
@@ -38,6 +50,36 @@ pub struct Config {
 pub struct Listener {
     pub listen: Vec<SocketAddr>,
     pub proxy_protocol: ProxyProtocol,
+}
+
+/// Addresses to listen on for HTTPS, and what is agreed on there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Https {
+    pub listen: Vec<SocketAddr>,
+    pub proxy_protocol: ProxyProtocol,
+    pub profile: Profile,
+    /// From the accept to the end of the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// Handshakes at one time; more wait.
+    pub max_handshakes: usize,
+    /// Where clients reach the HTTPS listeners from outside; `None`: at the port of the first one.
+    pub public_port: Option<u16>,
+}
+
+impl Https {
+    /// The port that redirects to HTTPS name.
+    pub fn port(&self) -> u16 {
+        self.public_port.or(self.listen.first().map(SocketAddr::port)).unwrap_or(443)
+    }
+}
+
+/// Which TLS versions are spoken, by the names of Mozilla's recommendations (wiki.mozilla.org/Security/Server_Side_TLS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// TLS 1.3 only.
+    Modern,
+    /// TLS 1.2 (with forward secrecy and authenticated encryption only) and 1.3.
+    Intermediate,
 }
 
 /// Does a connection begin with a PROXY header (HAProxy's proxy-protocol.txt, versions 1 and 2) that names the client?
@@ -50,6 +92,13 @@ pub enum ProxyProtocol {
     On,
     /// Trusted proxies may send one.
     Optional,
+}
+
+/// TCP routes: which ports of the edge labels may claim, and on which address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tcp {
+    pub ports: Vec<RangeInclusive<u16>>,
+    pub listen: IpAddr,
 }
 
 /// Metrics, health and the state for `skep routes`. Loopback by default.
@@ -181,6 +230,29 @@ pub struct Labels {
     pub sismics_auth: SismicsAuth,
 }
 
+/// Certificates that Skep does not ask an authority for, and what holds for all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificates {
+    /// The user's own certificates and keys; `None`: there are none.
+    pub directory: Option<PathBuf>,
+    /// `client-ca` labels of Docker services may name files below this directory; `None`: none.
+    pub authorities: Option<PathBuf>,
+    pub default: DefaultCertificate,
+    /// How long a certificate is kept that no label wants any more.
+    pub keep_unwanted: Duration,
+}
+
+/// Where certificates come from for routes whose labels do not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DefaultCertificate {
+    /// ACME where an account is configured, else self-signed.
+    #[default]
+    Auto,
+    Acme,
+    Internal,
+    SelfSigned,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateDirectory {
     /// Where the last good snapshot is kept; `None`: nowhere.
@@ -201,6 +273,11 @@ pub struct Upgrade {
 }
 
 impl Config {
+    /// All addresses at which clients are served.
+    pub fn listen(&self) -> Vec<SocketAddr> {
+        [&self.http.listen[..], &self.https.listen].concat()
+    }
+
     /// The socket for upgrades; `None` when it is off, or would lie in a state directory that there is not.
     pub fn upgrade_socket(&self) -> Option<PathBuf> {
         let socket = self.upgrade.socket.as_ref()?;
@@ -215,7 +292,15 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             http: Listener::on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 80))),
-            https: Listener::on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 443))),
+            https: Https {
+                listen: vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, 443))],
+                proxy_protocol: ProxyProtocol::Off,
+                profile: Profile::Intermediate,
+                handshake_timeout: Duration::from_secs(10),
+                max_handshakes: 256,
+                public_port: None,
+            },
+            tcp: Tcp { ports: Vec::new(), listen: IpAddr::V6(Ipv6Addr::UNSPECIFIED) },
             admin: Admin { listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9180))) },
             docker: Docker {
                 enabled: true,
@@ -265,8 +350,17 @@ impl Default for Config {
                 trust: TraceTrust::TrustedProxies,
             },
             labels: Labels { sismics_auth: SismicsAuth::Both },
+            dns: Dns::default(),
+            certificates: Certificates {
+                directory: None,
+                authorities: None,
+                default: DefaultCertificate::Auto,
+                keep_unwanted: Duration::from_secs(30 * 24 * 3600),
+            },
             state: StateDirectory { directory: Some(PathBuf::from("/var/lib/skep")) },
             upgrade: Upgrade { socket: Some(PathBuf::from("upgrade.sock")) },
+            acme: Acme::default(),
+            issuers: Issuer::known().map(|issuer| (issuer.name.clone(), issuer)).collect(),
         }
     }
 }
@@ -293,16 +387,27 @@ pub fn parse(path: &str, text: &str, environment: &[(String, String)]) -> (Optio
         }
     }
     for (name, given, place) in given {
+        if let Some(rest) = name.strip_prefix("issuer").filter(|rest| rest.is_empty() || rest.starts_with('.')) {
+            let set = issuer::set(&mut config.issuers, rest.trim_start_matches('.'), &given);
+            findings.extend(set.err().map(|wrong| wrong.at(place).of(path)));
+            continue;
+        }
         match named(&name) {
             Some(setting) => findings.extend((setting.set)(&mut config, &given).err().map(|wrong| wrong.at(place).of(path))),
             None => findings.push(unknown(&name).at(place).of(path)),
         }
     }
-    for (variable, _) in &environment {
+    for (variable, value) in &environment {
         if let Some(rest) = variable.strip_prefix("SKEP_").filter(|rest| !rest.starts_with("TEST_") && *rest != "CONFIG") {
             match SETTINGS.iter().find(|setting| setting.variable() == *variable) {
                 Some(setting) => findings.extend(from_variable(&mut config, variable, setting.name, &environment)),
-                None => findings.push(unknown_variable(variable, rest)),
+                None => match rest.strip_prefix("ISSUER_").and_then(|rest| issuer::of_variable(&config.issuers, rest)) {
+                    Some(name) => {
+                        let set = issuer::set(&mut config.issuers, &name, &Given::Words((*value).to_owned()));
+                        findings.extend(set.err().map(|wrong| wrong.of(format!("environment variable {variable}"))));
+                    }
+                    None => findings.push(unknown_variable(variable, rest)),
+                },
             }
         }
     }
@@ -362,15 +467,17 @@ fn contradictions(config: &Config) -> Vec<Diagnostic> {
                 .help("poll faster while services move than at rest"),
         );
     }
-    if config.http.proxy_protocol != ProxyProtocol::Off && config.proxy.trusted_proxies.is_empty() {
-        findings.push(
-            Diagnostic::error(
-                "proxy-protocol-of-nobody",
-                "http.proxy-protocol is on, but proxy.trusted-proxies names nobody who may use it",
-            )
-            .help("list the addresses of the load balancer in front, e.g. trusted-proxies = [\"10.0.0.0/8\"]"),
-        );
+    for (section, wanted) in [("http", config.http.proxy_protocol), ("https", config.https.proxy_protocol)] {
+        if wanted != ProxyProtocol::Off && config.proxy.trusted_proxies.is_empty() {
+            let message = format!("{section}.proxy-protocol is on, but proxy.trusted-proxies names nobody who may use it");
+            findings.push(
+                Diagnostic::error("proxy-protocol-of-nobody", message)
+                    .help("list the addresses of the load balancer in front, e.g. trusted-proxies = [\"10.0.0.0/8\"]"),
+            );
+        }
     }
+    findings.extend(dns::missing(&config.dns));
+    findings.extend(issuer::contradictions(config));
     let all: Vec<&SocketAddr> = config.http.listen.iter().chain(&config.https.listen).chain(&config.admin.listen).collect();
     for (index, address) in all.iter().enumerate() {
         let Some(other) =
@@ -387,6 +494,14 @@ fn contradictions(config: &Config) -> Vec<Diagnostic> {
     findings
 }
 
+/// `5432`, `20000-20100`.
+pub fn port_range(range: &RangeInclusive<u16>) -> String {
+    match (range.start(), range.end()) {
+        (first, last) if first == last => first.to_string(),
+        (first, last) => format!("{first}-{last}"),
+    }
+}
+
 /// Would the kernel refuse the second of the two on one port?
 fn overlap(one: &SocketAddr, other: &SocketAddr) -> bool {
     let covers = |wide: &SocketAddr, ip: &SocketAddr| wide.ip().is_unspecified() && (wide.is_ipv6() || ip.is_ipv4());
@@ -399,13 +514,19 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let mut note = |differs: bool, name| names.extend(differs.then_some(name));
     note(old.http.listen != new.http.listen, "http.listen");
     note(old.http.proxy_protocol != new.http.proxy_protocol, "http.proxy-protocol");
-    note(old.https != new.https, "https.listen");
+    note(old.https.listen != new.https.listen, "https.listen");
+    note(old.https.proxy_protocol != new.https.proxy_protocol, "https.proxy-protocol");
+    note(old.https.max_handshakes != new.https.max_handshakes, "https.max-handshakes");
     note(old.admin != new.admin, "admin.listen");
     note(old.docker != new.docker, "docker");
     note(old.access_log != new.access_log, "access-log");
     note(old.log != new.log, "log");
     let exporter = |otlp: &Otlp| (otlp.endpoint.clone(), otlp.service_name.clone(), otlp.headers_file.clone());
     note(exporter(&old.otlp) != exporter(&new.otlp), "otlp");
+    note(old.dns != new.dns, "dns");
+    note(old.acme != new.acme, "acme");
+    note(old.issuers != new.issuers, "issuer");
+    note(old.certificates.directory != new.certificates.directory, "certificates.directory");
     note(old.state != new.state, "state.directory");
     note(old.upgrade != new.upgrade, "upgrade.socket");
     note(old.proxy.h2c != new.proxy.h2c, "proxy.h2c");

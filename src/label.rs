@@ -30,6 +30,8 @@ pub enum Scope {
     Route,
     /// `skep.<key>` only: about the whole service.
     Service,
+    /// `skep.tcp.<key>` and `skep.tcp.<route>.<key>`: about a TCP route. The name has the `tcp.` too.
+    Stream,
 }
 
 /// Since when a key does something.
@@ -44,6 +46,11 @@ impl Key {
     /// A key of a route that has its effect now and protects nothing.
     pub const fn route(name: &'static str, value: &'static str, default: &'static str, about: &'static str) -> Key {
         Key { name, scope: Scope::Route, effect: Effect::Now, guard: false, value, default, about }
+    }
+
+    /// A key of a TCP route, as [`Key::route`].
+    pub const fn stream(name: &'static str, value: &'static str, default: &'static str, about: &'static str) -> Key {
+        Key { scope: Scope::Stream, ..Key::route(name, value, default, about) }
     }
 
     /// The same key, about the whole service.
@@ -113,6 +120,8 @@ impl RouteSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceSpec {
     pub routes: Vec<RouteSpec>,
+    /// TCP routes by port: keys of [`Scope::Stream`] without their `tcp.`.
+    pub streams: Vec<RouteSpec>,
     /// Keys of [`Scope::Service`].
     pub values: BTreeMap<&'static str, Value>,
     /// As [`RouteSpec::closed`], for all of the service's routes.
@@ -156,7 +165,7 @@ pub fn parse(labels: &Labels, keys: &[Key], sismics: SismicsAuth) -> (ServiceSpe
     complete(&mut spec);
     enable(&mut spec, &mut findings);
     if let Some(reason) = spec.closed.clone() {
-        spec.routes.iter_mut().for_each(|route| route.close(reason.clone()));
+        spec.routes.iter_mut().chain(&mut spec.streams).for_each(|route| route.close(reason.clone()));
     }
     (spec, findings)
 }
@@ -187,6 +196,7 @@ fn enable(spec: &mut ServiceSpec, findings: &mut Vec<Diagnostic>) {
         Ok(false) => {
             findings.push(Diagnostic::info("disabled", "all routes of the service are switched off").at(value.place()));
             spec.routes.clear();
+            spec.streams.clear();
         }
         Err(finding) => {
             let reason = format!("`{}` could not be read", value.label);
@@ -207,7 +217,9 @@ mod tests {
     pub(super) fn keys() -> Vec<Key> {
         let more = ["host", "path", "rule", "port", "redirect-from", "timeout-response", "health-path"];
         let more = more.into_iter().map(|name| Key::route(name, "", "", ""));
-        let features = [crate::auth::KEYS, crate::certificate::KEYS, crate::traffic::KEYS, crate::policy::KEYS, crate::backup::KEYS];
+        let streams = crate::upstream::STREAM_KEYS;
+        let features =
+            [crate::auth::KEYS, crate::certificate::KEYS, crate::traffic::KEYS, crate::policy::KEYS, crate::backup::KEYS, streams];
         more.chain(features.into_iter().flatten().copied()).collect()
     }
 
@@ -315,7 +327,7 @@ mod tests {
 
     /// The labels that some value of the spec stands in.
     fn used(spec: &ServiceSpec) -> Vec<&str> {
-        let values = spec.values.values().chain(spec.routes.iter().flat_map(|route| route.values.values()));
+        let values = spec.values.values().chain(spec.routes.iter().chain(&spec.streams).flat_map(|route| route.values.values()));
         values.map(|value| value.label.as_str()).collect()
     }
 

@@ -3,22 +3,27 @@
 
 pub mod answer;
 mod attempt;
+pub mod authority;
 pub mod chunks;
 mod client;
 pub mod clock;
 mod compress;
+pub mod conduit;
 mod deadline;
 mod dial;
+mod duplex;
 mod exchange;
 mod fetch;
 pub mod forwarded;
 mod frames;
+pub mod handshake;
 mod head;
 mod idle;
 pub mod lean;
 pub mod limit;
 mod mirror;
 mod page;
+pub mod passthrough;
 mod peer;
 pub mod pingora;
 mod places;
@@ -27,6 +32,8 @@ mod pump;
 mod rate;
 mod relay;
 mod reply;
+mod secure;
+pub mod socket;
 pub mod stream;
 mod trace;
 mod transform;
@@ -41,6 +48,7 @@ use http::{Method, StatusCode, Version};
 use jiff::Timestamp;
 
 use crate::auth::{self, Verdict};
+use crate::certificate::Mode;
 use crate::config;
 use crate::route::Head;
 use crate::state::{Action, Route, State};
@@ -50,6 +58,7 @@ use crate::upstream::{Balance, Pool};
 
 use self::answer::Answer;
 use self::forwarded::Origin;
+use self::handshake::Handshake;
 
 /// Who wants to know of finished requests: the access log and the metrics.
 pub trait Observer: Send + Sync {
@@ -67,7 +76,7 @@ pub enum Routed {
 
 /// The way of one request from its head to a route or an answer. Order matters: access is decided before anything
 /// of the route shows, redirects come before the upstream is chosen.
-pub fn route(state: &State, head: &Head<'_>, origin: &Origin, now: Timestamp) -> Routed {
+pub fn route(state: &State, head: &Head<'_>, origin: &Origin, handshake: Option<&Handshake>, now: Timestamp) -> Routed {
     let Some(route) = state.table.find(head) else {
         return Routed::Answer(None, Answer::NotFound);
     };
@@ -77,11 +86,24 @@ pub fn route(state: &State, head: &Head<'_>, origin: &Origin, now: Timestamp) ->
         Verdict::Forbidden => return answer(Answer::Forbidden),
         Verdict::Closed(_) => return answer(Answer::Closed),
     }
+    if let Some(other) = secure::answer(&state.config, route, head, origin, handshake, permanent(head.method)) {
+        return answer(other);
+    }
     if let Some(maintenance) = route.traffic.maintenance.as_ref().filter(|maintenance| maintenance.applies(now, head.client)) {
         return answer(Answer::Maintenance(seconds_left(maintenance, now)));
     }
+    if route.is_passthrough() {
+        return answer(match origin.secure {
+            // Over TLS that ends here nobody was to see a request for this host (RFC 9110, 15.5.20).
+            true => Answer::Refused(StatusCode::MISDIRECTED_REQUEST, "This host has its own TLS; open a connection for it."),
+            false => Answer::Redirect(permanent(head.method), secure_url(state, head)),
+        });
+    }
     if let Action::RedirectHost(host) = &route.action {
-        return answer(Answer::Redirect(permanent(head.method), url(origin, host, head.path, head.query)));
+        let https = matches!(route.tls.mode, Some(Mode::Redirect | Mode::Only | Mode::Passthrough)) && !origin.secure;
+        let to =
+            if https { secure::https_url(&state.config, host, head.path, head.query) } else { url(origin, host, head.path, head.query) };
+        return answer(Answer::Redirect(permanent(head.method), to));
     }
     if let Some(redirect) = &route.traffic.redirect
         && let Some(to) = route.traffic.redirect(&url(origin, head.host, head.path, head.query))
@@ -115,6 +137,14 @@ fn url(origin: &Origin, host: &str, path: &str, query: &str) -> String {
     let port = if origin.port == default { String::new() } else { format!(":{}", origin.port) };
     let mark = if query.is_empty() { "" } else { "?" };
     format!("{scheme}://{host}{port}{path}{mark}{query}")
+}
+
+/// The same URL over HTTPS, on the port that is listened on for it.
+fn secure_url(state: &State, head: &Head<'_>) -> String {
+    let port = state.config.https.listen.first().map_or(443, |address| address.port());
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let mark = if head.query.is_empty() { "" } else { "?" };
+    format!("https://{}{port}{}{mark}{}", head.host, head.path, head.query)
 }
 
 fn is_preflight(head: &Head<'_>) -> bool {

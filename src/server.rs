@@ -2,18 +2,23 @@
 //! Everything that decides is elsewhere; this file starts tasks, connects their channels and ends them in the right order.
 
 mod admission;
+mod credentials;
 pub mod demo;
 mod descriptors;
 pub mod handover;
+mod hello;
 mod holder;
 mod inherit;
 mod init;
 pub mod listener;
 mod notify;
+mod ports;
 mod probes;
 mod program;
 mod publish;
+pub mod secrecy;
 pub mod talk;
+mod terminate;
 mod view;
 mod worker;
 
@@ -21,6 +26,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use pingora_core::apps::{HttpServerOptions, ServerApp};
@@ -34,12 +40,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use crate::certificate;
+use crate::certificate::challenge::Challenges;
 use crate::config::{self, Config, needs_restart};
 use crate::diagnostic::{Diagnostic, render};
 use crate::handover::stays;
 use crate::provider::Health;
 use crate::provider::files::Stack;
 use crate::proxy::Observer;
+use crate::proxy::conduit::Conduit;
 use crate::proxy::lean::Lean;
 use crate::proxy::limit::Limits;
 use crate::proxy::pingora::Edge;
@@ -53,9 +62,11 @@ use crate::telemetry::slow::SlowLog;
 use crate::upstream::Ledger;
 
 use self::admission::Admission;
+use self::credentials::{Credentials, Files, default_entry, open_store};
 use self::handover::{Handover, Successor};
 use self::inherit::Inherited;
 use self::listener::{Acceptor, BindError};
+use self::ports::Ports;
 use self::program::Program;
 use self::publish::{Publisher, Sources};
 use self::view::View;
@@ -131,9 +142,16 @@ impl Observer for Recorder {
 /// The proxy application of one worker, on our own runtime: no pingora `Server`, so signals, sockets and the order of a stop are
 /// ours. Each worker has its own, and so its own pool: a kept connection is watched by a task on the runtime that kept it, and
 /// whoever takes it from another thread has to wait for that task, often in vain.
-fn application(live: Arc<Live>, ledger: Arc<Ledger>, recorder: Arc<Recorder>, limits: Arc<Limits>, config: &Config) -> HttpProxy<Edge> {
+fn application(
+    live: Arc<Live>,
+    ledger: Arc<Ledger>,
+    recorder: Arc<Recorder>,
+    limits: Arc<Limits>,
+    challenges: Arc<Challenges>,
+    config: &Config,
+) -> HttpProxy<Edge> {
     let conf = ServerConf { threads: 1, upstream_keepalive_pool_size: UPSTREAM_POOL, ..ServerConf::default() };
-    let mut proxy = http_proxy(&Arc::new(conf), Edge::new(live, ledger, recorder, limits));
+    let mut proxy = http_proxy(&Arc::new(conf), Edge::new(live, ledger, recorder, limits, challenges));
     let mut options = HttpServerOptions::default();
     options.h2c = config.proxy.h2c;
     options.h2_idle_timeout = Some(config.proxy.keep_alive);
@@ -162,6 +180,7 @@ fn h2_options(limits: &config::Proxy) -> H2Options {
 pub struct Running {
     /// Where it listens, with the ports that were really given.
     pub http: Vec<SocketAddr>,
+    pub https: Vec<SocketAddr>,
     pub admin: Option<SocketAddr>,
     /// One a worker.
     proxies: Vec<Arc<HttpProxy<Edge>>>,
@@ -191,12 +210,10 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     refuse_missing_authorities()?;
     let (program, config) = (Program::of_this_process(), Arc::new(config));
     let mut inherited = Inherited::ask(&config).await;
-    let listeners = config.http.listen.iter().map(|address| inherited.listener(*address)).collect::<Result<Vec<_>, _>>()?;
+    let mut bind = |addresses: &[SocketAddr]| addresses.iter().map(|address| inherited.listener(*address)).collect::<Result<Vec<_>, _>>();
+    let (http, https) = (bind(&config.http.listen)?, bind(&config.https.listen)?);
     let admin = config.admin.listen.map(|address| inherited.listener(address)).transpose()?;
-    let copies = handover::copies(&config, &listeners, admin.as_ref()).map_err(worker_error)?;
-    if !config.https.listen.is_empty() {
-        tracing::warn!(listen = ?config.https.listen, "TLS is not built in so far: the HTTPS addresses are not listened on");
-    }
+    let mut copies = handover::copies(&config, &http, &https, admin.as_ref()).map_err(worker_error)?;
     let (spans, exporter) = otlp::open(&config.otlp).map_err(Error::Start)?.unzip();
     let recorder = Arc::new(Recorder {
         log: AccessLog::open(&config.access_log).map_err(Error::Start)?,
@@ -214,8 +231,14 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     if inherited.is_upgrade() && !sources.have_spoken() {
         return Err(Error::Start("Docker does not say which services there are; the running edge knows, and goes on".to_owned()));
     }
-    let publisher = Publisher::new(config_receiver, sources, recorder.metrics.clone());
+    let files = given_files(&config, &mut tasks).await;
+    let store = open_store(&config)?;
+    let publisher = Publisher::new(config_receiver, sources, files.clone(), recorder.metrics.clone());
     let limits = publisher.limits.clone();
+    let ports = ports::first(&publisher.live.load(), &mut inherited);
+    for (address, listener) in &ports {
+        copies.push(handover::copy(*address, listener).map_err(worker_error)?);
+    }
     let admission = Arc::new(Admission::new(config.proxy.max_connections_per_client, Instant::now()));
     let (stop, stopping) = watch::channel(false);
     let idle_end = CancellationToken::new();
@@ -223,16 +246,32 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let places = Arc::new(Semaphore::new(config.proxy.max_connections));
     let crowd = Arc::new(Notify::new());
     let local = |listener: &TcpListener| listener.local_addr().map_err(|error| Error::Start(format!("a listener has no address: {error}")));
-    let http = listeners.iter().map(local).collect::<Result<Vec<_>, _>>()?;
+    let addresses = |listeners: &[TcpListener]| listeners.iter().map(local).collect::<Result<Vec<_>, _>>();
+    let (http_addresses, https_addresses) = (addresses(&http)?, addresses(&https)?);
     let admin_address = admin.as_ref().map(local).transpose()?;
-    let listeners = listeners.into_iter().map(TcpListener::into_std).collect::<std::io::Result<Vec<_>>>().map_err(worker_error)?;
+    let unbound = |listeners: Vec<TcpListener>| listeners.into_iter().map(TcpListener::into_std).collect::<std::io::Result<Vec<_>>>();
+    let (http, https) = (unbound(http).map_err(worker_error)?, unbound(https).map_err(worker_error)?);
+    let challenges = Arc::<Challenges>::default();
+    let records = watch::Sender::<Arc<Vec<certificate::record::Record>>>::default();
+    let credentials = Credentials::new(&config, default_entry()?, challenges.clone(), publisher.live.clone())?;
+    let terminator = credentials.terminator.clone();
+    let conduit = Conduit { ledger: publisher.ledger.clone(), observer: recorder.clone() };
     let (mut workers, mut proxies) = (Workers::default(), Vec::new());
     for _ in 0..workers_wanted(&config) {
         let (live, ledger) = (publisher.live.clone(), publisher.ledger.clone());
-        let proxy = Arc::new(application(live.clone(), ledger.clone(), recorder.clone(), limits.clone(), &config));
+        let proxy = Arc::new(application(live.clone(), ledger.clone(), recorder.clone(), limits.clone(), challenges.clone(), &config));
         proxies.push(proxy.clone());
-        let lean =
-            Lean::new(proxy, live.clone(), ledger, recorder.clone(), limits.clone(), crowd.clone(), stopping.clone(), idle_end.clone());
+        let lean = Lean::new(
+            proxy,
+            live.clone(),
+            ledger,
+            recorder.clone(),
+            limits.clone(),
+            challenges.clone(),
+            crowd.clone(),
+            stopping.clone(),
+            idle_end.clone(),
+        );
         let acceptor = Acceptor {
             lean: Arc::new(lean),
             places: places.clone(),
@@ -241,9 +280,14 @@ pub async fn start(options: Options) -> Result<Running, Error> {
             live,
             admission: admission.clone(),
             proxy_protocol: config.http.proxy_protocol,
+            terminator: None,
+            conduit: conduit.clone(),
             stopping: stopping.clone(),
         };
-        workers.start(&listeners, acceptor, &ended, &mut tasks).map_err(worker_error)?;
+        let secured = Acceptor { proxy_protocol: config.https.proxy_protocol, terminator: Some(terminator.clone()), ..acceptor.clone() };
+        let listeners =
+            http.iter().map(|listener| (listener, acceptor.clone())).chain(https.iter().map(|listener| (listener, secured.clone())));
+        workers.start(listeners, &ended, &mut tasks).map_err(worker_error)?;
     }
     if let Some(listener) = admin {
         let view = View {
@@ -260,15 +304,30 @@ pub async fn start(options: Options) -> Result<Running, Error> {
         tasks.spawn(admin::serve(listener, Arc::new(view.admin()), stopping.clone()));
     }
     tasks.spawn(limits.tend());
-    tasks.spawn(probes::follow(publisher.live.clone(), publisher.ledger.clone(), publisher.swapped.clone()));
+    tasks.spawn(probes::follow(publisher.live.clone(), publisher.ledger.clone(), publisher.swapped.subscribe()));
+    tasks.spawn(credentials.follow(records.subscribe(), files, publisher.swapped.subscribe()));
+    let claimed = publisher.swapped.subscribe();
+    let streams = Ports {
+        conduit,
+        live: publisher.live.clone(),
+        places,
+        crowd,
+        connections: connections.clone(),
+        admission,
+        workers: workers.handles(),
+        turn: AtomicUsize::new(0),
+        stopping,
+    };
     tasks.spawn(publisher.follow());
     let stays = stays(std::process::id(), notify::is_heard(), inherited.follows_its_parent());
     let socket = inherited.ready().await?;
     let handover = Handover::start(copies, config_sender.subscribe(), socket, program, &mut tasks).map_err(worker_error)?;
-    tracing::info!(http = ?http, admin = ?admin_address, "serving");
+    tasks.spawn(streams.follow(ports, claimed, handover.clone()));
+    tracing::info!(http = ?http_addresses, https = ?https_addresses, admin = ?admin_address, "serving");
     let ended = ended.drop_guard();
     Ok(Running {
-        http,
+        http: http_addresses,
+        https: https_addresses,
         admin: admin_address,
         proxies,
         connections,
@@ -283,6 +342,15 @@ pub async fn start(options: Options) -> Result<Running, Error> {
         handover,
         stays,
     })
+}
+
+/// The certificates that the user gives, read and watched.
+async fn given_files(config: &Config, tasks: &mut JoinSet<()>) -> Files {
+    let Some(directory) = config.certificates.directory.clone() else { return watch::Sender::default().subscribe() };
+    let (found, stamps) = certificate::files::read(&directory).await;
+    let (updates, files) = watch::channel(Arc::new(found));
+    tasks.spawn(certificate::files::follow(directory, stamps, updates));
+    files
 }
 
 fn worker_error(error: std::io::Error) -> Error {

@@ -2,13 +2,18 @@
 //! The build never fails and knows no clock: a restart behaves like a reload.
 
 mod aside;
+mod authority;
 mod claim;
 mod explain;
 mod listing;
+mod passthrough;
 mod redirect;
+mod secured;
 mod share;
+mod stream;
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -16,6 +21,7 @@ use jiff::Timestamp;
 
 use crate::auth::{self, Access};
 use crate::backup;
+use crate::certificate::wanted::Wish;
 use crate::certificate::{self, Tls};
 use crate::config::Config;
 use crate::diagnostic::{Diagnostic, Place};
@@ -27,9 +33,12 @@ use crate::traffic::{self, Traffic};
 use crate::upstream::{self, Pool, Retries, Timeouts};
 
 pub use aside::{Aside, Pages};
+pub use authority::{Authorities, Authority, Certificates};
 use claim::Claim;
 pub use explain::{Considered, Explanation};
 pub use listing::{ActionView, Ailment, ShareView, TaskView, View};
+pub use passthrough::Passthrough;
+pub use secured::ClientAuthorities;
 
 /// What the table yields for a request.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,9 +73,21 @@ pub enum Action {
 #[derive(Debug)]
 pub struct State {
     pub table: Table<Arc<Route>>,
+    /// TCP routes by their port of the edge.
+    pub streams: BTreeMap<u16, Arc<Route>>,
+    /// Routes by SNI whose TLS is the service's own.
+    pub passthrough: Passthrough,
+    /// Files that routes trust; see [`State::with_authorities`].
+    pub authorities: Authorities,
     /// All routes by id and what they match, for people and for comparison.
     pub routes: BTreeMap<String, Listing>,
     pub diagnostics: Vec<Diagnostic>,
+    /// Names that want certificates.
+    pub wishes: Vec<Wish>,
+    /// Hosts whose certificates the user gives.
+    by_file: Vec<secured::ByFile>,
+    /// Hosts that ask their clients for certificates.
+    pub client_authorities: ClientAuthorities,
     pub config: Arc<Config>,
     pub snapshot: Arc<Snapshot>,
 }
@@ -81,7 +102,18 @@ pub struct Listing {
 
 /// The union of all features' keys.
 pub fn keys() -> Vec<Key> {
-    [label::KEYS, route::KEYS, upstream::KEYS, certificate::KEYS, auth::KEYS, traffic::KEYS, policy::KEYS, backup::KEYS].concat()
+    [
+        label::KEYS,
+        route::KEYS,
+        upstream::KEYS,
+        upstream::STREAM_KEYS,
+        certificate::KEYS,
+        auth::KEYS,
+        traffic::KEYS,
+        policy::KEYS,
+        backup::KEYS,
+    ]
+    .concat()
 }
 
 impl State {
@@ -93,16 +125,44 @@ impl State {
         let reader = claim::Reader::new(&config, &snapshot, &keys);
         let mut findings = snapshot.findings.clone();
         let mut claims: Vec<Claim<'_>> = Vec::with_capacity(services.len());
-        services.into_iter().for_each(|service| claims.extend(reader.read(service, &mut findings)));
+        let mut ports = Vec::new();
+        services.into_iter().for_each(|service| claims.extend(reader.read(service, &mut ports, &mut findings)));
         name_apart(&mut claims);
+        passthrough::divide(&mut claims, &mut findings);
         aside::resolve(&mut claims, &config, &snapshot, &mut findings);
+        secured::settle(&mut claims, &config, &mut findings);
+        let client_authorities = secured::authorities(&mut claims, &mut findings);
+        let authorities = authority::wanted(&claims, &config);
+        let by_file = secured::by_file(&claims, &config);
         let rows = rows(claims, &mut findings);
         let (entries, rows): (Vec<_>, Vec<_>) = rows.into_iter().map(Row::split).unzip();
         let (table, conflicts) = Table::build(entries);
         contested(&rows, &conflicts, &mut findings);
-        let routes = list(rows, &conflicts);
+        let lost: HashSet<_> = conflicts.iter().map(|conflict| (conflict.refused, &conflict.host)).collect();
+        let passthrough = passthrough::index(&rows, &lost);
+        let wishes = secured::wishes(kept(&rows, &conflicts), &config);
+        let mut routes = list(rows, &conflicts);
+        let (streams, listings) = stream::settle(ports, &mut findings);
+        routes.extend(listings);
         tidy(&mut findings);
-        State { table, routes, diagnostics: findings, config, snapshot }
+        State {
+            table,
+            streams,
+            passthrough,
+            authorities,
+            client_authorities,
+            wishes,
+            by_file,
+            routes,
+            diagnostics: findings,
+            config,
+            snapshot,
+        }
+    }
+
+    /// By which authority's word clients of `name` may prove who they are.
+    pub fn client_authority(&self, name: &str) -> Option<&Arc<Path>> {
+        self.client_authorities.find(name)
     }
 
     /// The pools of all routes: what the ledger is pruned by.
@@ -182,6 +242,13 @@ fn rows(mut claims: Vec<Claim<'_>>, findings: &mut Vec<Diagnostic>) -> Vec<Row> 
         rows.extend(matching.alternatives.into_iter().map(|matcher| Row::new(service, matcher, &route, label.clone())));
     }
     rows
+}
+
+/// Each row with the hosts that it kept.
+fn kept<'a>(rows: &'a [Told], conflicts: &'a [Conflict]) -> impl Iterator<Item = (&'a Told, &'a HostPattern)> {
+    let lost: HashSet<_> = conflicts.iter().map(|conflict| (conflict.refused, &conflict.host)).collect();
+    let hosts = rows.iter().enumerate().flat_map(|(index, told)| told.matches.iter().map(move |(host, _)| (index, told, host)));
+    hosts.filter(move |(index, _, host)| !lost.contains(&(*index, *host))).map(|(_, told, host)| (told, host))
 }
 
 /// The routes for people, without what they lost to older services.
@@ -291,7 +358,10 @@ impl Live {
     pub fn publish(&self, state: State) -> Option<Difference> {
         let present = self.load();
         let difference = Difference::between(&present, &state);
-        let same = difference.is_empty() && present.snapshot == state.snapshot && present.config == state.config;
+        let same = difference.is_empty()
+            && present.snapshot == state.snapshot
+            && present.config == state.config
+            && present.authorities == state.authorities;
         (!same).then(|| {
             self.0.store(Arc::new(state));
             difference

@@ -78,6 +78,15 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
+    /// Protocols of connections that are carried as they are; in place of `version` and `method`. Their statuses are HTTP's by analogy.
+    pub const TCP: &'static str = "TCP";
+    pub const TLS: &'static str = "TLS";
+
+    /// Is it a whole connection, without a request that anybody saw? Its length says nothing of speed.
+    pub fn is_connection(&self) -> bool {
+        [Record::TCP, Record::TLS].contains(&self.version)
+    }
+
     fn header(&self, name: HeaderName) -> Cow<'_, str> {
         self.headers.get(name).map_or(Cow::Borrowed(""), |value| String::from_utf8_lossy(value.as_bytes()))
     }

@@ -11,9 +11,11 @@ mod pick;
 pub mod probe;
 mod retry;
 mod settings;
+mod stream;
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +29,7 @@ pub use health::{Fitness, Health};
 pub use ledger::{InFlight, Ledger, Stats};
 pub use retry::{Attempt, Failure, Retries};
 pub use settings::parse;
+pub use stream::{KEYS as STREAM_KEYS, SILENCE, parse_stream, prefix as stream_prefix};
 
 /// The keys of this feature.
 pub const KEYS: &[Key] = &[
@@ -51,6 +54,19 @@ pub const KEYS: &[Key] = &[
         "off",
         "A PROXY header in front of each connection tells the task who the client is; connections are then not shared by clients.",
     ),
+    Key::route(
+        "upstream-ca",
+        "file name",
+        "the machine's authorities",
+        "With scheme https: whose certificates the tasks have; a file with CAs in the directory `certificates.authorities`.",
+    ),
+    Key::route(
+        "upstream-sni",
+        "shop.internal",
+        "the name or address that is dialled",
+        "With scheme https: the name that is asked for and that the task's certificate must have.",
+    ),
+    Key::route("upstream-verify", "on, off", "on", "With scheme https: `off` believes whoever answers; a warning says so."),
     Key::route("sticky", "cookie name", "off", "A cookie that brings a browser back to the task that it had before."),
     Key::route("retries", "0 to 10", "2", "Attempts on other tasks after the first one failed."),
     Key::route("timeout-connect", "duration", "2s", "Until a connection to a task stands."),
@@ -91,6 +107,27 @@ pub enum Scheme {
     Https,
     Grpc,
     Grpcs,
+    /// Not spoken to at all: bytes are carried.
+    Tcp,
+}
+
+impl Scheme {
+    /// Over TLS, with the edge as its client.
+    pub fn is_secure(self) -> bool {
+        matches!(self, Scheme::Https | Scheme::Grpcs)
+    }
+}
+
+/// Whom a task behind TLS must be vouched for by.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Trust {
+    /// The authorities of this machine.
+    #[default]
+    Machine,
+    /// The authorities in this file.
+    Authority(Arc<Path>),
+    /// Nobody: a label says so.
+    Unverified,
 }
 
 /// The version of the PROXY header that a backend is sent in front of a connection.
@@ -114,6 +151,13 @@ pub enum Balance {
     HashCookie(String),
 }
 
+impl Balance {
+    /// Is the task chosen by what only a request has?
+    pub fn needs_a_request(&self) -> bool {
+        matches!(self, Balance::HashHeader(_) | Balance::HashCookie(_))
+    }
+}
+
 /// How long each step may take; `None`: no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -131,6 +175,11 @@ pub struct Timeouts {
 pub struct Settings {
     pub port: Option<u16>,
     pub scheme: Scheme,
+    pub trust: Trust,
+    /// The file of `upstream-ca`, as it is written.
+    pub ca: Option<String>,
+    /// SNI and certificate name in place of what is dialled.
+    pub sni: Option<String>,
     /// `address`: host (name or IP) and port pairs of a stack file.
     pub address: Vec<(String, u16)>,
     pub network: Option<String>,
@@ -186,6 +235,7 @@ pub struct Backend {
     pub scheme: Scheme,
     /// SNI and certificate name for TLS upstreams; empty: the address.
     pub sni: Arc<str>,
+    pub trust: Trust,
     pub proxy_protocol: Option<ProxyVersion>,
     pub condition: Condition,
     /// Opaque value of the sticky cookie.

@@ -24,7 +24,27 @@ const PURE_CHILDREN: [&str; 7] = ["label", "config", "route", "upstream", "traff
 
 /// Children of pure parents that act all the same, each for a reason: checks ask tasks over the network, certificates are asked of
 /// authorities, DNS servers and the file system.
-const ACTING_CHILDREN: &[(&str, &str)] = &[("upstream", "probe")];
+const ACTING_CHILDREN: &[(&str, &str)] = &[
+    ("certificate", "account"),
+    ("certificate", "acme"),
+    ("certificate", "api"),
+    ("certificate", "cloudflare"),
+    ("certificate", "dns"),
+    ("certificate", "files"),
+    ("certificate", "hook"),
+    ("certificate", "journal"),
+    ("certificate", "local"),
+    ("certificate", "order"),
+    ("certificate", "ovh"),
+    ("certificate", "probe"),
+    ("certificate", "propagation"),
+    ("certificate", "publish"),
+    ("certificate", "rfc2136"),
+    ("certificate", "transport"),
+    ("certificate", "unverified"),
+    ("certificate", "zone"),
+    ("upstream", "probe"),
+];
 
 /// Neighbours of one rank that may see each other: the configuration writes durations and meanings as labels do, and a
 /// snapshot carries the findings about the stack files that it was read from.

@@ -91,7 +91,7 @@ fn the_seed_stack_is_accepted_and_each_label_explained() {
     let said = files.skep(&["check", "stack.yml"]);
     assert_eq!((said.code, said.err.as_str()), (0, ""), "{}", said.out);
     for (label, meaning) in [
-        ("haproxy.virtual_host_secure: docs.example.com", "serves https://docs.example.com/ (TLS is being built: over http for now)"),
+        ("haproxy.virtual_host_secure: docs.example.com", "serves https://docs.example.com/; http leads there"),
         ("haproxy.http_redirect_from: www.docs.example.com", "redirects www.docs.example.com"),
         ("haproxy.virtual_host_port: 8000", "port 8000"),
         ("com.sismics.docker.auth: staff", "only the group `staff` may enter"),
@@ -101,7 +101,7 @@ fn the_seed_stack_is_accepted_and_each_label_explained() {
     ] {
         assert!(said.out.lines().any(|line| line.contains(label) && line.contains(meaning)), "{label}: {}", said.out);
     }
-    assert!(said.out.ends_with("adds 2 routes; 4 warnings, 1 note\n"), "{}", said.out);
+    assert!(said.out.ends_with("adds 2 routes; 3 warnings, 1 note\n"), "{}", said.out);
     assert!(!said.out.contains('\u{1b}'), "no colour where nobody looks");
 }
 

@@ -86,7 +86,10 @@ fn build(mut services: Vec<Service>, names: BTreeMap<String, Vec<IpAddr>>) -> St
     snapshot.engine.id = "engine".to_owned();
     snapshot.engine.swarm = Swarm::Manager;
     snapshot.engine.edge.networks = vec!["edge".to_owned(), "second".to_owned()];
-    State::build(Arc::new(Config::default()), Arc::new(snapshot))
+    let mut config = Config::default();
+    config.tcp.ports = vec![5432..=5432, 20000..=20100];
+    config.certificates.authorities = Some("/etc/skep/authorities".into());
+    State::build(Arc::new(config), Arc::new(snapshot))
 }
 
 /// What is said about a case: findings, then routes.

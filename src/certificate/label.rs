@@ -1,12 +1,11 @@
 //! What labels ask of TLS: over which of HTTP and HTTPS a route answers, and where its certificate comes from.
 
-use std::path::PathBuf;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::diagnostic::{Diagnostic, brief, nearest};
-use crate::label::{Key, RouteSpec, Value, duration, not_yet};
-
-const FEATURE: &str = "TLS";
+use crate::label::{Key, RouteSpec, Value, duration};
 
 /// The keys of this feature.
 pub const KEYS: &[Key] = &[
@@ -15,20 +14,16 @@ pub const KEYS: &[Key] = &[
         "redirect, only, both, off or passthrough",
         "redirect where a certificate can be had",
         "Over which of HTTP and HTTPS the route answers: `redirect` sends HTTP to HTTPS, `passthrough` leaves TLS to the service.",
-    )
-    .later(FEATURE),
+    ),
     Key::route(
         "cert",
         "acme, file, internal or self",
         "acme when an account is configured, else self",
         "Where the certificate of the route's hosts comes from.",
-    )
-    .later(FEATURE),
-    Key::route("hsts", "seconds, or a duration like `365d`", "off", "How long browsers shall use HTTPS only (Strict-Transport-Security).")
-        .later(FEATURE),
+    ),
+    Key::route("hsts", "seconds, or a duration like `365d`", "off", "How long browsers shall use HTTPS only (Strict-Transport-Security)."),
     Key::route("client-ca", "file with CA certificates", "none", "Clients must show a certificate that one of these authorities signed.")
-        .guarding()
-        .later(FEATURE),
+        .guarding(),
 ];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,8 +60,9 @@ pub struct Tls {
     pub mode: Option<Mode>,
     pub source: Option<Source>,
     pub hsts: Option<Duration>,
-    pub client_ca: Option<PathBuf>,
-    /// The route must not be served as long as there is no TLS: why.
+    /// The file with the authorities; as the label has it until `state` knows where such files lie.
+    pub client_ca: Option<Arc<Path>>,
+    /// The route must not be served: why.
     pub closed: Option<String>,
 }
 
@@ -79,49 +75,25 @@ pub fn parse(spec: &RouteSpec) -> (Tls, Vec<Diagnostic>) {
     }
     if let Some(value) = spec.get("cert") {
         tls.source = one_of(value, &SOURCES, "bad-cert", &mut findings);
-        findings.extend(tls.source.map(|_| not_yet(value, FEATURE)));
     }
     if let Some(value) = spec.get("hsts") {
         match value.text.parse().map(Duration::from_secs).or_else(|_| duration(value)) {
-            Ok(age) => {
-                tls.hsts = Some(age);
-                findings.push(not_yet(value, FEATURE));
-            }
+            Ok(age) => tls.hsts = Some(age),
             Err(finding) => findings.push(finding),
         }
     }
     if let Some(value) = spec.get("client-ca") {
-        tls.client_ca = Some(PathBuf::from(&value.text));
-        close(value, &mut tls, &mut findings);
+        tls.client_ca = Some(Arc::from(Path::new(&value.text)));
     }
     (tls, findings)
 }
 
 fn mode(value: &Value, tls: &mut Tls, findings: &mut Vec<Diagnostic>) {
     tls.mode = one_of(value, &MODES, "bad-tls", findings);
-    match tls.mode {
-        // A misspelling of what keeps a route off plain HTTP must not put it there.
-        None if matches!(nearest(&value.text.to_ascii_lowercase(), MODES.map(|mode| mode.0)), Some("only" | "passthrough")) => {
-            tls.closed = Some(format!("`{}` could not be read", brief(&value.label)));
-        }
-        None | Some(Mode::Off) => {}
-        Some(Mode::Only | Mode::Passthrough) => close(value, tls, findings),
-        Some(Mode::Redirect | Mode::Both) => findings.push(
-            Diagnostic::warning("no-tls-yet", "TLS is not built in so far: the route is served over plain HTTP")
-                .at(value.place())
-                .help("terminate TLS in front of Skep until then; the label may stay"),
-        ),
+    // A misspelling of what keeps a route off plain HTTP must not put it there.
+    if tls.mode.is_none() && matches!(nearest(&value.text.to_ascii_lowercase(), MODES.map(|mode| mode.0)), Some("only" | "passthrough")) {
+        tls.closed = Some(format!("`{}` could not be read", brief(&value.label)));
     }
-}
-
-/// Without TLS, the route would be open to those whom this label keeps out.
-fn close(value: &Value, tls: &mut Tls, findings: &mut Vec<Diagnostic>) {
-    tls.closed.get_or_insert_with(|| format!("`{}` needs TLS, which is not built in so far", brief(&value.label)));
-    findings.push(
-        Diagnostic::warning("no-tls-yet", "TLS is not built in so far, so the route is closed: it must not be served in clear")
-            .at(value.place())
-            .help("remove the label to serve the route over plain HTTP"),
-    );
 }
 
 fn one_of<T: Copy>(value: &Value, words: &[(&'static str, T)], code: &str, findings: &mut Vec<Diagnostic>) -> Option<T> {
@@ -153,19 +125,19 @@ mod tests {
     #[test]
     fn what_must_not_be_served_in_clear_is_closed() {
         for (key, text, closed, codes) in [
-            ("tls", "redirect", false, &["no-tls-yet"][..]),
-            ("tls", "Both", false, &["no-tls-yet"]),
+            ("tls", "redirect", false, &[][..]),
+            ("tls", "Both", false, &[]),
             ("tls", "off", false, &[]),
-            ("tls", "only", true, &["no-tls-yet"]),
-            ("tls", "passthrough", true, &["no-tls-yet"]),
+            ("tls", "only", false, &[]),
+            ("tls", "passthrough", false, &[]),
             ("tls", "onyl", true, &["bad-tls"]),
             ("tls", "true", false, &["bad-tls"]),
-            ("cert", "acme", false, &["not-yet"]),
+            ("cert", "acme", false, &[]),
             ("cert", "letsencrypt", false, &["bad-cert"]),
-            ("hsts", "31536000", false, &["not-yet"]),
-            ("hsts", "365d", false, &["not-yet"]),
+            ("hsts", "31536000", false, &[]),
+            ("hsts", "365d", false, &[]),
             ("hsts", "long", false, &["bad-duration"]),
-            ("client-ca", "/etc/ca.pem", true, &["no-tls-yet"]),
+            ("client-ca", "ca.pem", false, &[]),
         ] {
             let (tls, found) = read(key, text);
             assert_eq!((tls.closed.is_some(), found), (closed, codes.iter().map(|code| code.to_string()).collect()), "{key}: {text}");
@@ -178,6 +150,6 @@ mod tests {
         assert_eq!(read("hsts", "60").0.hsts, Some(Duration::from_secs(60)));
         assert_eq!(read("cert", "self").0.source, Some(Source::SelfSigned));
         assert_eq!(read("tls", "passthrough").0.mode, Some(Mode::Passthrough));
-        assert_eq!(read("client-ca", "ca.pem").0.client_ca, Some(PathBuf::from("ca.pem")));
+        assert_eq!(read("client-ca", "ca.pem").0.client_ca, Some(Arc::from(Path::new("ca.pem"))));
     }
 }

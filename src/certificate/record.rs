@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::Source;
+use super::pem::{self, Flaw};
 
 /// Text that never shows: not in logs, errors or debug output; wiped from memory when dropped.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +54,7 @@ pub struct Record {
     pub names: Vec<String>,
     /// PEM, leaf first.
     pub chain: String,
-    /// PEM, PKCS#8.
+    /// PEM: PKCS#8, PKCS#1 or SEC1.
     pub key: Secret,
     pub not_before: Timestamp,
     pub not_after: Timestamp,
@@ -62,4 +63,45 @@ pub struct Record {
     /// Since when no label wants it.
     #[serde(default)]
     pub unwanted_since: Option<Timestamp>,
+}
+
+/// Of a certificate, what its texts do not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// As in [`Record::id`].
+    pub id: String,
+    pub service: String,
+    pub source: Source,
+    pub issuer: Option<String>,
+}
+
+impl Record {
+    /// The certificate in `chain` that belongs to `key`: PEM, in any order, also both in one text.
+    ///
+    /// # Errors
+    /// What keeps it from being served; that it expired does not.
+    pub fn from_pem(origin: Origin, chain: &str, key: &str) -> Result<Record, Flaw> {
+        let read = pem::read(chain, key)?;
+        let Origin { id, service, source, issuer } = origin;
+        let pem::Read { chain, key, names, not_before, not_after } = read;
+        Ok(Record { id, service, source, issuer, names, chain, key, not_before, not_after, window: None, unwanted_since: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificate::local::self_signed;
+
+    #[test]
+    fn a_record_reads_back_and_shows_no_key() {
+        let record = self_signed("shop_web", &["a.test".to_owned()].into(), Timestamp::now()).expect("made");
+        let text = serde_json::to_string(&record).expect("JSON");
+        assert_eq!(serde_json::from_str::<Record>(&text).expect("read back"), record);
+        let letters = record.key.reveal().lines().nth(1).expect("base64");
+        assert!(text.contains(letters));
+        assert!(!format!("{record:?} {:?}", record.key).contains(letters));
+        let origin = Origin { id: String::new(), service: String::new(), source: Source::File, issuer: None };
+        assert_eq!(Record::from_pem(origin, &record.chain, record.key.reveal()).expect("read").names, ["a.test"]);
+    }
 }

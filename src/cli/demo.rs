@@ -33,6 +33,7 @@ pub(super) fn run(args: Args) -> Outcome {
     let given = ConfigFile::default().read().map_err(Failure::Findings)?.0;
     let config = config(&args, given);
     run::start_log(&config.log.filter)?;
+    server::secrecy::seal_memory();
     on_all_threads(serve(config))?
 }
 

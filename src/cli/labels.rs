@@ -42,6 +42,7 @@ impl Entry {
             scope: match key.scope {
                 Scope::Route => "route",
                 Scope::Service => "service",
+                Scope::Stream => "tcp",
             },
             value: key.value,
             default: key.default,
@@ -79,9 +80,11 @@ pub(super) fn run(args: &Args) -> Outcome {
 
 const ROUTES: &str = "skep.KEY is about a service's default route, skep.NAME.KEY about a further one of that name.";
 
+const STREAMS: &str = "Labels of a TCP route, by a port of the edge; skep.tcp.NAME.KEY for further ones";
+
 fn text(entries: &[Entry]) -> String {
     let mut text = format!("{ROUTES}\n");
-    for (scope, title) in [("route", "Labels of a route"), ("service", "Labels of a whole service")] {
+    for (scope, title) in [("route", "Labels of a route"), ("tcp", STREAMS), ("service", "Labels of a whole service")] {
         text.push_str(&format!("\n{title}\n"));
         for entry in entries.iter().filter(|entry| entry.scope == scope) {
             let default = if entry.default.is_empty() { String::new() } else { format!(" [default: {}]", entry.default) };
@@ -121,6 +124,6 @@ mod tests {
         for label in entries.iter().map(|entry| entry.label.as_str()).chain(LABELS.iter().map(|one| one.label)) {
             assert!(text.contains(&format!("  {label}")) && markdown.contains(&format!("| `{label}` |")), "{label}");
         }
-        assert!(text.contains("waits for: TLS"));
+        assert!(text.contains("waits for: sign-in"));
     }
 }

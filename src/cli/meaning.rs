@@ -8,7 +8,6 @@ use crate::snapshot::Labels;
 
 const ELSEWHERE: &str = "not a label of Skep: left alone";
 const UNREAD: &str = "does nothing: see the finding";
-const NO_TLS: &str = "TLS is being built: over http for now";
 
 /// What `label` of a service with these `labels` does.
 pub(super) fn of_label(label: &str, value: &str, labels: &Labels, keys: &[Key], sismics: SismicsAuth) -> String {
@@ -23,6 +22,10 @@ pub(super) fn of_label(label: &str, value: &str, labels: &Labels, keys: &[Key], 
     let Some(rest) = lower.strip_prefix("skep.") else {
         return if ours { UNREAD } else { ELSEWHERE }.to_owned();
     };
+    if let Some((_, name)) = rest.strip_prefix("tcp.").map(|rest| rest.rsplit_once('.').unwrap_or(("", rest))) {
+        let key = keys.iter().find(|key| key.name.strip_prefix("tcp.") == Some(name));
+        return key.map_or_else(|| UNREAD.to_owned(), |key| of_stream(key.name, value).unwrap_or_else(|| plain(key.about)));
+    }
     let (route, name) = rest.rsplit_once('.').unwrap_or(("", rest));
     match keys.iter().find(|key| key.name == name) {
         Some(key) => of_key(key, route, value, labels),
@@ -63,7 +66,7 @@ fn of_haproxy(label: &str, value: &str, sismics: SismicsAuth) -> Option<String> 
     let closed = "sign-in is being built: the routes answer 503 until then";
     Some(match label.rsplit('.').next()? {
         "virtual_host" => format!("serves {}", urls("http", value, "")),
-        "virtual_host_secure" => format!("serves {} ({NO_TLS})", urls("https", value, "")),
+        "virtual_host_secure" => format!("serves {}; http leads there", urls("https", value, "")),
         "http_redirect_from" => format!("redirects {} to the first secure host, path and query kept", entries(value).join(", ")),
         "virtual_host_port" => format!("requests go to port {group} of the container"),
         "auth" => match sismics {
@@ -97,6 +100,16 @@ fn of_key(key: &Key, route: &str, value: &str, labels: &Labels) -> String {
     }
 }
 
+/// The keys of TCP routes whose value says more than their reference.
+fn of_stream(key: &str, value: &str) -> Option<String> {
+    let value = brief(value.trim());
+    match key {
+        "tcp.listen" => Some(format!("connections to port {value} of the edge go to the service")),
+        "tcp.port" => Some(format!("connections go to port {value} of the container")),
+        _ => None,
+    }
+}
+
 /// A sentence of the reference without its full stop.
 fn plain(about: &str) -> String {
     about.trim_end_matches('.').to_owned()
@@ -126,7 +139,7 @@ mod tests {
         let labels = Labels::from([("skep.api.path".to_owned(), "=/v1".to_owned()), ("skep.path".to_owned(), "/x".to_owned())]);
         for (label, value, wanted) in [
             ("haproxy.virtual_host", "a.de, b.de/x", "serves http://a.de/, http://b.de/x"),
-            ("haproxy.virtual_host_secure", "a.de", "serves https://a.de/ (TLS is being built"),
+            ("haproxy.virtual_host_secure", "a.de", "serves https://a.de/; http leads there"),
             ("haproxy.http_redirect_from", "www.a.de", "redirects www.a.de to the first secure host"),
             ("haproxy.virtual_host_port", "8000", "port 8000"),
             ("com.sismics.docker.auth", "staff", "only the group `staff` may enter"),

@@ -76,6 +76,7 @@ pub(super) fn run(args: Args) -> Outcome {
         return Err(Failure::said("there is no address to listen on: give --http ADDR or [http] listen"));
     }
     start_log(&config.log.filter)?;
+    server::secrecy::seal_memory();
     let files = args.file.clone();
     let options = Options { config, files, reload: Some(Box::new(move || args.reload())), demo: None };
     match on_all_threads(server::run(options, |_| {}))?.map_err(Failure::said)? {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use toml::de::{DeTable, DeValue};
 
-use super::SETTINGS;
+use super::{SETTINGS, issuer};
 use crate::diagnostic::{Diagnostic, Place};
 
 /// A value as somebody wrote it.
@@ -42,6 +42,17 @@ pub fn read(path: &str, text: &str, findings: &mut Vec<Diagnostic>) -> Vec<(Stri
                     let known = SETTINGS.iter().any(|setting| setting.name == name);
                     let span = if known { value.span() } else { key.span() };
                     found.push((span.start, (name, given(value.get_ref()), place(span))));
+                }
+            }
+            DeValue::Table(issuers) if section.get_ref() == "issuer" => {
+                for (name, value) in issuers {
+                    match value.get_ref() {
+                        DeValue::Table(keys) => found.extend(keys.iter().map(|(key, value)| {
+                            let span = if issuer::is_key(key.get_ref()) { value.span() } else { key.span() };
+                            (span.start, (format!("issuer.{}.{}", name.get_ref(), key.get_ref()), given(value.get_ref()), place(span)))
+                        })),
+                        other => found.push((name.span().start, (format!("issuer.{}", name.get_ref()), given(other), place(name.span())))),
+                    }
                 }
             }
             // Unknown as a whole: one finding, not one for each of its keys.

@@ -9,7 +9,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::given::Given;
-use super::{AccessLogFormat, Config, ProxyProtocol, ServerTiming, TraceTrust};
+use super::{
+    AccessLogFormat, Challenge, Config, DefaultCertificate, DnsProvider, Profile, ProxyProtocol, ServerTiming, TraceTrust, TsigAlgorithm,
+    dns, issuer,
+};
 use crate::diagnostic::{Diagnostic, brief, nearest};
 use crate::label::{SismicsAuth, Value, bytes as label_bytes, duration as label_duration};
 
@@ -44,22 +47,53 @@ const fn ms(count: u64) -> Duration {
 const MINUTE: Duration = ms(60_000);
 const HOUR: Duration = ms(3_600_000);
 const DAY: Duration = ms(86_400_000);
+const YEAR: Duration = ms(365 * 86_400_000);
 
 const FORMATS: &[(&str, AccessLogFormat)] =
     &[("json", AccessLogFormat::Json), ("common", AccessLogFormat::Common), ("off", AccessLogFormat::Off)];
 const PROXY_PROTOCOLS: &[(&str, ProxyProtocol)] =
     &[("off", ProxyProtocol::Off), ("on", ProxyProtocol::On), ("optional", ProxyProtocol::Optional)];
+const PROFILES: &[(&str, Profile)] = &[("intermediate", Profile::Intermediate), ("modern", Profile::Modern)];
 const MEANINGS: &[(&str, SismicsAuth)] = &[("both", SismicsAuth::Both), ("route", SismicsAuth::Route), ("owner", SismicsAuth::Owner)];
 
 const TIMINGS: &[(&str, ServerTiming)] = &[("off", ServerTiming::Off), ("on", ServerTiming::On), ("on-request", ServerTiming::OnRequest)];
 const TRUST: &[(&str, TraceTrust)] =
     &[("trusted-proxies", TraceTrust::TrustedProxies), ("all", TraceTrust::All), ("none", TraceTrust::None)];
+const DEFAULT_CERTIFICATES: &[(&str, DefaultCertificate)] = &[
+    ("auto", DefaultCertificate::Auto),
+    ("acme", DefaultCertificate::Acme),
+    ("internal", DefaultCertificate::Internal),
+    ("self", DefaultCertificate::SelfSigned),
+];
+
+const CHALLENGES: &[(&str, Challenge)] =
+    &[("http-01", Challenge::Http01), ("tls-alpn-01", Challenge::TlsAlpn01), ("dns-01", Challenge::Dns01)];
+const DNS_PROVIDERS: &[(&str, DnsProvider)] = &[
+    ("off", DnsProvider::Off),
+    ("rfc2136", DnsProvider::Rfc2136),
+    ("cloudflare", DnsProvider::Cloudflare),
+    ("ovh", DnsProvider::Ovh),
+    ("exec", DnsProvider::Exec),
+];
+const TSIG_ALGORITHMS: &[(&str, Option<TsigAlgorithm>)] = &[
+    ("off", None),
+    ("hmac-sha256", Some(TsigAlgorithm::Sha256)),
+    ("hmac-sha384", Some(TsigAlgorithm::Sha384)),
+    ("hmac-sha512", Some(TsigAlgorithm::Sha512)),
+];
 
 /// All settings, in the order of `config/skep.toml`, which says what each is about.
 pub const SETTINGS: &[Setting] = &[
     Setting::new("http.listen", |c, g| put(&mut c.http.listen, addresses(g))),
     Setting::new("http.proxy-protocol", |c, g| put(&mut c.http.proxy_protocol, word(g, PROXY_PROTOCOLS))),
     Setting::new("https.listen", |c, g| put(&mut c.https.listen, addresses(g))),
+    Setting::new("https.proxy-protocol", |c, g| put(&mut c.https.proxy_protocol, word(g, PROXY_PROTOCOLS))),
+    Setting::new("https.profile", |c, g| put(&mut c.https.profile, word(g, PROFILES))),
+    Setting::new("https.handshake-timeout", |c, g| put(&mut c.https.handshake_timeout, duration(g, ms(100)..=HOUR))),
+    Setting::new("https.max-handshakes", |c, g| put(&mut c.https.max_handshakes, number(g, 1..=100_000))),
+    Setting::new("https.public-port", |c, g| put(&mut c.https.public_port, optional_port(g))),
+    Setting::new("tcp.ports", |c, g| put(&mut c.tcp.ports, port_ranges(g))),
+    Setting::new("tcp.listen", |c, g| put(&mut c.tcp.listen, interface(g))),
     Setting::new("admin.listen", |c, g| put(&mut c.admin.listen, optional_address(g))),
     Setting::new("docker.enabled", |c, g| put(&mut c.docker.enabled, flag(g))),
     Setting::new("docker.endpoint", |c, g| put(&mut c.docker.endpoint, endpoint(g))),
@@ -103,11 +137,40 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("otlp.headers-file", |c, g| put(&mut c.otlp.headers_file, optional_path(g))),
     Setting::new("otlp.trust", |c, g| put(&mut c.otlp.trust, word(g, TRUST))),
     Setting::new("labels.sismics_auth", |c, g| put(&mut c.labels.sismics_auth, word(g, MEANINGS))),
+    Setting::new("acme.email", |c, g| put(&mut c.acme.email, issuer::email(g))),
+    Setting::new("acme.agree-tos", |c, g| put(&mut c.acme.agree_tos, flag(g))),
+    Setting::new("acme.issuers", |c, g| put(&mut c.acme.issuers, names(g))),
+    Setting::new("acme.challenge", |c, g| put(&mut c.acme.challenge, word(g, CHALLENGES))),
+    Setting::new("acme.probe", |c, g| put(&mut c.acme.probe, flag(g))),
+    Setting::new("acme.probe-port", |c, g| put(&mut c.acme.probe_port, number(g, 1..=65_535).map(|port| port as u16))),
+    Setting::new("dns.provider", |c, g| put(&mut c.dns.provider, word(g, DNS_PROVIDERS))),
+    Setting::new("dns.server", |c, g| put(&mut c.dns.server, optional_text(g, "ns1.example.com"))),
+    Setting::new("dns.tsig-name", |c, g| put(&mut c.dns.tsig_name, optional_text(g, "skep"))),
+    Setting::new("dns.tsig-algorithm", |c, g| put(&mut c.dns.tsig_algorithm, word(g, TSIG_ALGORITHMS))),
+    Setting::new("dns.tsig-key-file", |c, g| put(&mut c.dns.tsig_key_file, optional_path(g))),
+    Setting::new("dns.cloudflare-token-file", |c, g| put(&mut c.dns.cloudflare_token_file, optional_path(g))),
+    Setting::new("dns.cloudflare-api", |c, g| {
+        put(&mut c.dns.cloudflare_api, text(g, "https://api.cloudflare.com/client/v4").and_then(|url| dns::api(&url)))
+    }),
+    Setting::new("dns.ovh-endpoint", |c, g| put(&mut c.dns.ovh_endpoint, ovh_endpoint(g))),
+    Setting::new("dns.ovh-application-key", |c, g| put(&mut c.dns.ovh_application_key, optional_text(g, "7kbG7Bk7S9Nt7ZSV"))),
+    Setting::new("dns.ovh-application-secret-file", |c, g| put(&mut c.dns.ovh_application_secret_file, optional_path(g))),
+    Setting::new("dns.ovh-consumer-key-file", |c, g| put(&mut c.dns.ovh_consumer_key_file, optional_path(g))),
+    Setting::new("dns.command", |c, g| put(&mut c.dns.command, if is_off(g) { Ok(Vec::new()) } else { names(g) })),
+    Setting::new("dns.command-timeout", |c, g| put(&mut c.dns.command_timeout, duration(g, ms(100)..=HOUR))),
+    Setting::new("dns.resolver", |c, g| put(&mut c.dns.resolver, dns::servers(g))),
+    Setting::new("dns.nameservers", |c, g| put(&mut c.dns.nameservers, dns::servers(g))),
+    Setting::new("dns.propagation-timeout", |c, g| put(&mut c.dns.propagation_timeout, duration(g, Duration::ZERO..=HOUR))),
+    Setting::new("dns.ttl", |c, g| put(&mut c.dns.ttl, number(g, 1..=86_400).map(|seconds| seconds as u32))),
+    Setting::new("certificates.directory", |c, g| put(&mut c.certificates.directory, optional_path(g))),
+    Setting::new("certificates.authorities", |c, g| put(&mut c.certificates.authorities, optional_path(g))),
+    Setting::new("certificates.default", |c, g| put(&mut c.certificates.default, word(g, DEFAULT_CERTIFICATES))),
+    Setting::new("certificates.keep-unwanted", |c, g| put(&mut c.certificates.keep_unwanted, duration(g, Duration::ZERO..=YEAR))),
     Setting::new("state.directory", |c, g| put(&mut c.state.directory, optional_path(g))),
     Setting::new("upgrade.socket", |c, g| put(&mut c.upgrade.socket, optional_path(g))),
 ];
 
-fn put<T>(field: &mut T, value: Read<T>) -> Read<()> {
+pub(super) fn put<T>(field: &mut T, value: Read<T>) -> Read<()> {
     *field = value?;
     Ok(())
 }
@@ -120,7 +183,7 @@ fn is_off(given: &Given) -> bool {
     given.text().is_some_and(|text| ["", "off", "none", "-"].contains(&text))
 }
 
-fn text(given: &Given, example: &str) -> Read<String> {
+pub(super) fn text(given: &Given, example: &str) -> Read<String> {
     match given.text() {
         Some(text) if !text.is_empty() => Ok(text.to_owned()),
         Some(_) => Err(Diagnostic::error("empty", "this is empty").help(format!("write \"{example}\", or leave the key out"))),
@@ -151,6 +214,43 @@ fn addresses(given: &Given) -> Read<Vec<SocketAddr>> {
     given.texts().ok_or_else(|| wrong_type(given, "a list of addresses", "[\"0.0.0.0:80\"]"))?.into_iter().map(address).collect()
 }
 
+/// Ports and ranges of them: `5432`, `20000-20100`; numbers without quotes too.
+fn port_ranges(given: &Given) -> Read<Vec<RangeInclusive<u16>>> {
+    let written = |item: &Given| match item {
+        Given::Text(text) => Some(text.trim().to_owned()),
+        Given::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    let texts: Option<Vec<String>> = match given {
+        Given::List(items) => items.iter().map(written).collect(),
+        Given::Number(_) => written(given).map(|text| vec![text]),
+        _ if is_off(given) => Some(Vec::new()),
+        _ => given.texts().map(|texts| texts.into_iter().map(str::to_owned).collect()),
+    };
+    let texts = texts.ok_or_else(|| wrong_type(given, "a list of ports", "[\"5432\", \"20000-20100\"]"))?;
+    texts.iter().map(|text| port_range(text)).collect()
+}
+
+fn port_range(text: &str) -> Read<RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let port = |text: &str| text.trim().parse::<u16>().ok().filter(|port| *port > 0);
+    match (port(first), port(last)) {
+        (Some(first), Some(last)) if first <= last => Ok(first..=last),
+        _ => Err(Diagnostic::error("bad-port", format!("`{}` is neither a port nor a range of ports", brief(text)))
+            .help("write \"5432\" or \"20000-20100\", from 1 to 65535")),
+    }
+}
+
+/// An address without a port; brackets as in addresses with one.
+fn interface(given: &Given) -> Read<IpAddr> {
+    let text = text(given, "[::]")?;
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&text);
+    bare.parse().map_err(|_| {
+        Diagnostic::error("bad-address", format!("`{}` is not an address", brief(&text)))
+            .help("write \"[::]\" for every address, or one without a port, e.g. \"192.0.2.7\"; the ports come from labels")
+    })
+}
+
 fn optional_address(given: &Given) -> Read<Option<SocketAddr>> {
     if is_off(given) {
         return Ok(None);
@@ -158,11 +258,26 @@ fn optional_address(given: &Given) -> Read<Option<SocketAddr>> {
     address(&text(given, "127.0.0.1:9180")?).map(Some)
 }
 
-fn optional_path(given: &Given) -> Read<Option<PathBuf>> {
+pub(super) fn optional_path(given: &Given) -> Read<Option<PathBuf>> {
     if is_off(given) {
         return Ok(None);
     }
     text(given, "/path").map(|path| Some(PathBuf::from(path)))
+}
+
+pub(super) fn optional_text(given: &Given, example: &str) -> Read<Option<String>> {
+    if is_off(given) {
+        return Ok(None);
+    }
+    text(given, example).map(Some)
+}
+
+fn ovh_endpoint(given: &Given) -> Read<String> {
+    let text = text(given, "ovh-eu")?;
+    match text.as_str() {
+        "ovh-eu" | "ovh-ca" | "ovh-us" => Ok(text),
+        _ => dns::api(&text).map_err(|wrong| wrong.help("write \"ovh-eu\", \"ovh-ca\" or \"ovh-us\"")),
+    }
 }
 
 fn endpoint(given: &Given) -> Read<String> {
@@ -217,7 +332,7 @@ fn networks(given: &Given) -> Read<Vec<IpNet>> {
     texts.into_iter().map(|text| read(text).map(|net| net.trunc()).ok_or_else(|| bad(text))).collect()
 }
 
-fn flag(given: &Given) -> Read<bool> {
+pub(super) fn flag(given: &Given) -> Read<bool> {
     let word = match given {
         Given::Flag(flag) => return Ok(*flag),
         Given::Words(words) => words.trim().to_ascii_lowercase(),
@@ -244,6 +359,13 @@ fn optional_number(given: &Given) -> Read<Option<u32>> {
         return Ok(None);
     }
     number(given, 1..=1_000_000_000).map(|count| Some(count as u32))
+}
+
+fn optional_port(given: &Given) -> Read<Option<u16>> {
+    if is_off(given) {
+        return Ok(None);
+    }
+    number(given, 1..=65_535).map(|port| u16::try_from(port).ok())
 }
 
 fn out_of_range(least: &str, most: &str) -> Diagnostic {

@@ -1,4 +1,4 @@
-//! The native dialect: `skep.<key>` for the default route, `skep.<route>.<key>` for further ones.
+//! The native dialect: `skep.<key>` for the default route, `skep.<route>.<key>` for further ones; below `skep.tcp.` the same for TCP routes.
 //! Every label under `skep.` is either put into a spec or becomes a finding; a misspelt key that was meant to protect closes what it stood on.
 
 use std::collections::BTreeMap;
@@ -10,6 +10,8 @@ use crate::snapshot::Labels;
 
 /// What every native label begins with.
 pub(super) const PREFIX: &str = "skep.";
+/// What the labels of TCP routes begin with. So no route over HTTP can be called `tcp`.
+const TCP_PREFIX: &str = "skep.tcp.";
 /// The longest name of a route, in bytes: it becomes part of log lines and metric labels.
 const LONGEST_NAME: usize = 63;
 /// The most routes that one service may describe.
@@ -17,22 +19,50 @@ const MOST_ROUTES: usize = 100;
 
 /// Reads the labels under `skep.`. Never fails: what cannot be read is a finding.
 pub fn parse(labels: &Labels, keys: &[Key], findings: &mut Vec<Diagnostic>) -> ServiceSpec {
-    let mut reader = Reader { keys, routes: BTreeMap::new(), service: ServiceSpec::default(), seen: BTreeMap::new(), findings };
+    let (mut service, mut streams) = (ServiceSpec::default(), Vec::new());
+    let mut reader =
+        Reader { prefix: PREFIX, keys, others: &[], routes: BTreeMap::new(), service: &mut service, seen: BTreeMap::new(), findings };
     for (label, value) in labels {
         let lower = label.to_ascii_lowercase();
-        if let Some(rest) = lower.strip_prefix(PREFIX) {
-            reader.read(label, rest, value, &lower);
+        match (lower.strip_prefix(TCP_PREFIX), lower.strip_prefix(PREFIX)) {
+            (Some(_), _) => streams.push((label, value, lower)),
+            (None, Some(rest)) => reader.read(label, rest, value, &lower),
+            (None, None) => {}
         }
     }
-    let Reader { routes, mut service, .. } = reader;
-    service.routes = routes.into_values().collect();
+    service.routes = reader.routes.into_values().collect();
+    if !streams.is_empty() {
+        service.streams = read_streams(&streams, keys, &mut service, findings);
+    }
     service
 }
 
+/// TCP routes have the same grammar, with keys of their own.
+fn read_streams(
+    labels: &[(&String, &String, String)],
+    all: &[Key],
+    service: &mut ServiceSpec,
+    findings: &mut Vec<Diagnostic>,
+) -> Vec<RouteSpec> {
+    let of_stream = |key: &Key| {
+        (key.scope == Scope::Stream).then(|| Key { name: key.name.strip_prefix("tcp.").unwrap_or(key.name), scope: Scope::Route, ..*key })
+    };
+    let keys: Vec<Key> = all.iter().filter_map(of_stream).collect();
+    let mut reader =
+        Reader { prefix: TCP_PREFIX, keys: &keys, others: all, routes: BTreeMap::new(), service, seen: BTreeMap::new(), findings };
+    for (label, value, lower) in labels {
+        reader.read(label, &lower[TCP_PREFIX.len()..], value, lower);
+    }
+    reader.routes.into_values().collect()
+}
+
 struct Reader<'a> {
+    prefix: &'static str,
     keys: &'a [Key],
+    /// Of routes over HTTP, where this reads TCP routes: somebody may have meant one.
+    others: &'a [Key],
     routes: BTreeMap<String, RouteSpec>,
-    service: ServiceSpec,
+    service: &'a mut ServiceSpec,
     /// Labels by their lower-case form, to find those that differ in case only.
     seen: BTreeMap<String, (String, String)>,
     findings: &'a mut Vec<Diagnostic>,
@@ -43,10 +73,10 @@ impl Reader<'_> {
         let here = Place::Label { key: label.to_owned(), value: value.to_owned(), span: 0..label.len(), in_key: true };
         let segments: Vec<&str> = rest.split('.').collect();
         let (route, name) = match segments.as_slice() {
-            parts if parts.contains(&"") => return self.unreadable(rest, empty_part(label).at(here)),
+            parts if parts.contains(&"") => return self.unreadable(rest, empty_part(label, self.prefix).at(here)),
             [name] => ("", *name),
             [route, name] => (*route, *name),
-            _ => return self.unreadable(rest, too_deep(label, &segments, self.keys).at(here)),
+            _ => return self.unreadable(rest, too_deep(label, &segments, self.keys, self.prefix).at(here)),
         };
         if let Some(finding) = self.bad_route_name(route, name) {
             return self.unreadable(rest, finding.at(here));
@@ -58,7 +88,7 @@ impl Reader<'_> {
             self.findings.push(
                 Diagnostic::error("service-key-on-route", format!("`{name}` is about the whole service, not about one route"))
                     .at(here)
-                    .help(format!("write `{PREFIX}{name}`")),
+                    .help(format!("write `{}{name}`", self.prefix)),
             );
             return self.close(key.guard, route, label, "is about the whole service");
         }
@@ -85,7 +115,8 @@ impl Reader<'_> {
             Scope::Service => {
                 self.service.values.insert(key.name, value);
             }
-            Scope::Route => {
+            // Without the prefix that makes it one, a key of TCP routes has a name that is none here.
+            Scope::Route | Scope::Stream => {
                 if let Some(spec) = self.route(route, here) {
                     spec.values.insert(key.name, value);
                 }
@@ -110,20 +141,28 @@ impl Reader<'_> {
     /// A label whose structure says nothing: if it seems to be about protection, nobody knows what it protects, so all closes.
     fn unreadable(&mut self, rest: &str, finding: Diagnostic) {
         self.findings.push(finding);
-        if stray::guards(rest, self.keys) {
-            self.service.close(format!("`{PREFIX}{}` could not be read", brief(rest)));
+        if stray::guards(rest, self.keys) || stray::guards(rest, self.others) {
+            self.service.close(format!("`{}{}` could not be read", self.prefix, brief(rest)));
         }
     }
 
     fn unknown(&mut self, label: &str, route: &str, name: &str, here: Place) {
+        if let Some(key) = self.others.iter().find(|key| key.name == name && key.scope != Scope::Stream) {
+            return self.not_of_streams(key, route, label, here);
+        }
         let joined = format!("{route}-{name}");
         let joined = self.keys.iter().find(|key| key.name == joined);
         let near = stray::nearest_key(name, self.keys);
         let finding = Diagnostic::error("unknown-key", format!("`{}` is not a key of Skep", brief(name)));
-        let prefix = if route.is_empty() { PREFIX.to_owned() } else { format!("{PREFIX}{route}.") };
+        let own = self.prefix;
+        let prefix = if route.is_empty() { own.to_owned() } else { format!("{own}{route}.") };
         self.findings.push(
             match (near, joined) {
-                (_, Some(key)) => finding.help(format!("did you mean `{PREFIX}{}`?", key.name)),
+                (_, Some(key)) => finding.help(format!("did you mean `{own}{}`?", key.name)),
+                (None, None) if own == TCP_PREFIX => finding.help("`skep labels` lists the keys of TCP routes"),
+                (None, None) if name == "tcp" && route.is_empty() => {
+                    finding.help("for a TCP route write its port on the edge, `skep.tcp.listen: 5432`")
+                }
                 (Some(key), None) => finding.help(format!("did you mean `{prefix}{}`?", key.name)),
                 (None, None) => finding.help("`skep labels` lists every key"),
             }
@@ -134,6 +173,24 @@ impl Reader<'_> {
         self.close(near.or(joined).is_some_and(|key| key.guard), route, label, "is not a key, and was probably meant to protect");
     }
 
+    /// The key that every route has.
+    fn example(&self) -> &'static str {
+        if self.prefix == TCP_PREFIX { "listen" } else { "host" }
+    }
+
+    /// A key of routes over HTTP on a TCP route, or on a route that was to be called `tcp`.
+    fn not_of_streams(&mut self, key: &Key, route: &str, label: &str, here: Place) {
+        let message = format!("a TCP route has no `{}`: behind `{TCP_PREFIX}` there are ports and bytes, and no requests", key.name);
+        let help = match route {
+            "" => format!("`tcp` is reserved; give a route over HTTP another name: `{PREFIX}my-tcp.{}`", key.name),
+            _ => format!("for a route over HTTP write `{PREFIX}{route}.{}`", key.name),
+        };
+        self.findings.push(Diagnostic::error("reserved-route-name", message).at(here).help(help));
+        if key.guard {
+            self.service.close(format!("`{}` protects nothing there", brief(label)));
+        }
+    }
+
     /// Why `route` cannot be the name of a route.
     fn bad_route_name(&self, route: &str, name: &str) -> Option<Diagnostic> {
         if route.is_empty() {
@@ -142,14 +199,14 @@ impl Reader<'_> {
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
         if route.len() > LONGEST_NAME || !route.chars().all(allowed) {
             let message = format!("`{}` cannot be the name of a route", brief(route));
-            let help = format!("use at most {LONGEST_NAME} letters a to z, digits, `-` and `_`: `{PREFIX}api.host`");
+            let help = format!("use at most {LONGEST_NAME} letters a to z, digits, `-` and `_`: `{}api.{}`", self.prefix, self.example());
             return Some(Diagnostic::error("bad-route-name", message).help(help));
         }
         let reserved = self.keys.iter().any(|key| key.name == route);
         let joined = format!("{route}-{name}");
         let help = match self.keys.iter().find(|key| key.name == joined) {
-            Some(key) => format!("did you mean `{PREFIX}{}`?", key.name),
-            None => format!("give the route another name: `{PREFIX}my-{route}.{}`", brief(name)),
+            Some(key) => format!("did you mean `{}{}`?", self.prefix, key.name),
+            None => format!("give the route another name: `{}my-{route}.{}`", self.prefix, brief(name)),
         };
         reserved.then(|| Diagnostic::error("reserved-route-name", format!("`{route}` is a key, so no route can have that name")).help(help))
     }
@@ -166,17 +223,17 @@ impl Reader<'_> {
     }
 }
 
-fn empty_part(label: &str) -> Diagnostic {
+fn empty_part(label: &str, prefix: &str) -> Diagnostic {
     Diagnostic::error("empty-part", format!("`{}` has nothing between two dots or behind the last one", brief(label)))
-        .help(format!("write `{PREFIX}<key>` or `{PREFIX}<route>.<key>`"))
+        .help(format!("write `{prefix}<key>` or `{prefix}<route>.<key>`"))
 }
 
-fn too_deep(label: &str, segments: &[&str], keys: &[Key]) -> Diagnostic {
+fn too_deep(label: &str, segments: &[&str], keys: &[Key], prefix: &str) -> Diagnostic {
     let finding = Diagnostic::error("too-deep", format!("`{}` has too many parts", brief(label)));
     let joined = segments[1..].join("-");
     match keys.iter().find(|key| key.name == joined) {
-        Some(key) => finding.help(format!("did you mean `{PREFIX}{}.{}`?", brief(segments[0]), key.name)),
-        None => finding.help(format!("write `{PREFIX}<key>` or `{PREFIX}<route>.<key>`")),
+        Some(key) => finding.help(format!("did you mean `{prefix}{}.{}`?", brief(segments[0]), key.name)),
+        None => finding.help(format!("write `{prefix}<key>` or `{prefix}<route>.<key>`")),
     }
 }
 

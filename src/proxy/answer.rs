@@ -38,6 +38,14 @@ pub enum Answer {
     Busy(u64),
     /// 503: the service failed too often and is left alone for so many seconds.
     Broken(u64),
+    /// 421: the host of the request is not the one that the connection was secured for.
+    Misdirected,
+    /// The route answers over HTTPS only.
+    SecureOnly,
+    /// The client has to show a certificate and did not.
+    NoCertificate,
+    /// What a certificate authority asked for to see that a host is ours.
+    Challenge(String),
 }
 
 /// Seconds after which a client may try an unavailable service again.
@@ -57,6 +65,9 @@ impl Answer {
             Answer::BadGateway => StatusCode::BAD_GATEWAY,
             Answer::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Answer::Preflight => StatusCode::NO_CONTENT,
+            Answer::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+            Answer::SecureOnly | Answer::NoCertificate => StatusCode::FORBIDDEN,
+            Answer::Challenge(_) => StatusCode::OK,
         }
     }
 
@@ -77,6 +88,10 @@ impl Answer {
             Answer::TooLarge => "The request's body is too large.",
             Answer::Busy(_) => "The service is busy. Please try again in a moment.",
             Answer::Broken(_) => "The service fails too often and is given a pause. Please try again in a moment.",
+            Answer::Misdirected => "This connection was made for another host.",
+            Answer::SecureOnly => "This address answers over HTTPS only.",
+            Answer::NoCertificate => "Your client has to show a certificate to enter here.",
+            Answer::Challenge(_) => "",
         }
     }
 
@@ -97,6 +112,10 @@ impl Answer {
             Answer::TooLarge => "body too large",
             Answer::Busy(_) => "too many in flight",
             Answer::Broken(_) => "circuit open",
+            Answer::Misdirected => "another host's connection",
+            Answer::SecureOnly => "not over HTTPS",
+            Answer::NoCertificate => "no client certificate",
+            Answer::Challenge(_) => "challenge",
         }
     }
 
@@ -151,6 +170,13 @@ pub fn render(answer: &Answer, method: &Method, request: &HeaderMap, request_id:
     }
     if form == Form::Grpc {
         return grpc(answer, headers);
+    }
+    if let Answer::Challenge(text) = answer {
+        // RFC 8555, 8.3: the bytes and nothing else.
+        headers.push((CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")));
+        headers.push((http::header::CONTENT_LENGTH, HeaderValue::from(text.len())));
+        let body = if *method == Method::HEAD { String::new() } else { text.clone() };
+        return Rendered { status: answer.status(), headers, body };
     }
     let (kind, body) = match form {
         Form::Html => ("text/html; charset=utf-8", page(answer, request_id)),

@@ -166,16 +166,22 @@ impl Exchange {
         }
     }
 
-    /// One line for each change of a task's standing.
     fn say(&self, change: Change, failure: Option<Failure>) {
-        let Some(Backend { service, task, address, .. }) = &self.backend else { return };
-        match change {
-            Change::Ejected { pause, failures } => {
-                let reason = failure.map(|failure| failure.to_string()).unwrap_or_default();
-                let seconds = pause.as_secs_f32();
-                tracing::warn!(%service, %task, %address, "ejected for {seconds:.1} s after {failures} failures in a row: {reason}");
-            }
-            Change::Returned => tracing::info!(%service, %task, %address, "answers again after its ejection"),
+        if let Some(backend) = &self.backend {
+            say(backend, change, failure);
         }
+    }
+}
+
+/// One line for each change of a task's standing.
+pub(super) fn say(backend: &Backend, change: Change, failure: Option<Failure>) {
+    let Backend { service, task, address, .. } = backend;
+    match change {
+        Change::Ejected { pause, failures } => {
+            let reason = failure.map(|failure| failure.to_string()).unwrap_or_default();
+            let seconds = pause.as_secs_f32();
+            tracing::warn!(%service, %task, %address, "ejected for {seconds:.1} s after {failures} failures in a row: {reason}");
+        }
+        Change::Returned => tracing::info!(%service, %task, %address, "answers again after its ejection"),
     }
 }

@@ -12,9 +12,9 @@ use bytes::BytesMut;
 use pingora_timeout::timeout;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use super::socket::Socket;
 use super::stream::PerConnection;
 
 /// What is read at once while looking for a head.
@@ -27,9 +27,11 @@ const AHEAD: usize = 64 * 1024;
 /// One client.
 #[derive(Debug)]
 pub(super) struct Client {
-    pub(super) tcp: TcpStream,
+    pub(super) socket: Socket,
     /// Read and not served yet.
     pub(super) buffer: BytesMut,
+    /// Its answer broke off: it must not look as if it had ended well.
+    pub(super) broken: bool,
     /// The client will send nothing more; it may still read.
     pub(super) half_closed: bool,
     /// Runs once it has shut its writing side down, while its request is served, and since when.
@@ -40,8 +42,8 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(tcp: TcpStream, about: PerConnection) -> Client {
-        Client { tcp, buffer: BytesMut::new(), half_closed: false, looks: None, patience: Duration::MAX, about }
+    pub(super) fn new(socket: Socket, about: PerConnection) -> Client {
+        Client { socket, buffer: BytesMut::new(), broken: false, half_closed: false, looks: None, patience: Duration::MAX, about }
     }
 
     /// With bytes that were read before those that it has.
@@ -58,7 +60,7 @@ impl Client {
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         // On the stack: a connection that waits must not hold a buffer.
-        let count = ready!(poll_into(&mut self.tcp, cx, &mut self.buffer))?;
+        let count = ready!(poll_into(&mut self.socket, cx, &mut self.buffer))?;
         self.half_closed |= count == 0;
         Poll::Ready(Ok(count))
     }
@@ -89,7 +91,7 @@ impl Client {
             if since.elapsed() >= self.patience {
                 return Poll::Ready(io::ErrorKind::ConnectionAborted.into());
             }
-            if let Ok(Some(error)) | Err(error) = SockRef::from(&self.tcp).take_error() {
+            if let Ok(Some(error)) | Err(error) = SockRef::from(self.socket.tcp()).take_error() {
                 return Poll::Ready(error);
             }
         }
@@ -130,29 +132,33 @@ impl Client {
 
     /// Has the client sent something that is not read yet? Asked of the kernel.
     pub(super) fn was_spoken_to(&self) -> bool {
-        matches!(SockRef::from(&self.tcp).peek(&mut [MaybeUninit::uninit()]), Ok(1..))
+        matches!(SockRef::from(self.socket.tcp()).peek(&mut [MaybeUninit::uninit()]), Ok(1..))
     }
 
     /// Says that no more comes, then reads and drops what is left of a request: closing with unread bytes would be a reset, and a
     /// reset takes away what the client has not read of its answer yet.
     pub(super) async fn linger(&mut self, left: u64, limit: Duration) {
         // An error means that nobody is there to wait for.
-        if self.tcp.shutdown().await.is_ok() {
+        if self.socket.shutdown().await.is_ok() {
             self.discard(left, limit).await;
         }
     }
 
     /// Writes all of it, within `limit`.
     pub(super) async fn send(&mut self, bytes: &[u8], limit: Duration) -> io::Result<()> {
-        timeout(limit, self.tcp.write_all(bytes)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+        let sent = async {
+            self.socket.write_all(bytes).await?;
+            self.socket.flush().await
+        };
+        timeout(limit, sent).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 }
 
 /// Reads what is there into the end of `buffer`, which grows by just that.
-pub(super) fn poll_into(tcp: &mut TcpStream, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
+pub(super) fn poll_into(socket: &mut (impl AsyncRead + Unpin), cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
     let mut room = [const { MaybeUninit::<u8>::uninit() }; READ];
     let mut piece = ReadBuf::uninit(&mut room);
-    ready!(Pin::new(tcp).poll_read(cx, &mut piece))?;
+    ready!(Pin::new(socket).poll_read(cx, &mut piece))?;
     buffer.extend_from_slice(piece.filled());
     Poll::Ready(Ok(piece.filled().len()))
 }

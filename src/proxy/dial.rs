@@ -47,6 +47,8 @@ impl L4Connect for Announcing {
 pub(super) fn announce(peer: &mut HttpPeer, version: ProxyVersion, source: SocketAddr, destination: SocketAddr, limit: Duration) {
     let header = preamble::write(version, source, destination);
     let mut hasher = DefaultHasher::new();
+    // Whom the task was vouched for by is in there.
+    peer.group_key.hash(&mut hasher);
     header.hash(&mut hasher);
     peer.group_key = hasher.finish();
     peer.options.custom_l4 = Some(Arc::new(Announcing { header, limit }));

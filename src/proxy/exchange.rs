@@ -18,6 +18,7 @@ use super::stream::PerConnection;
 use super::trace::SERVER_TIMING;
 use super::transform::Transform;
 use super::{HeadSize, Routed};
+use crate::certificate::challenge::Challenges;
 use crate::route::Head;
 use crate::state::{Action, Route, State};
 use crate::telemetry::{Record, Trace};
@@ -126,12 +127,20 @@ impl Exchange {
 
     /// Head in, decision out; everything that the later phases need of the head is kept. `refused`: the shell found the
     /// request's framing to be at fault.
-    pub(super) fn decide(&mut self, asked: &Asked<'_>, target: Result<Target, Answer>, refused: Option<Answer>) -> Routed {
+    pub(super) fn decide(
+        &mut self,
+        asked: &Asked<'_>,
+        target: Result<Target, Answer>,
+        refused: Option<Answer>,
+        challenges: &Challenges,
+    ) -> Routed {
         let connection = self.connection.as_ref().map_or_else(unknown_connection, |per| per.connection);
         let config = &self.state.config.proxy;
         let id = forwarded::request_id(fastrand::u128(..));
         let host = target.as_ref().map_or("", |target| target.host.as_str());
-        let origin = forwarded::origin(&connection, asked.headers, &config.trusted_proxies, host, id);
+        let mut origin = forwarded::origin(&connection, asked.headers, &config.trusted_proxies, host, id);
+        let handshake = self.connection.as_ref().and_then(|per| per.handshake.clone());
+        origin.certificate = handshake.as_ref().and_then(|handshake| handshake.client.clone());
         let refused = super::refuse(asked.version, asked.headers, asked.has_authority, asked.size, config).or(refused);
         let client = origin.client;
         self.origin = Some(origin);
@@ -143,7 +152,9 @@ impl Exchange {
         (self.host, self.path, self.query) = (target.host, target.path, target.query);
         let head = Head { host: &self.host, path: &self.path, query: &self.query, method: asked.method, headers: asked.headers, client };
         match &self.origin {
-            Some(origin) => super::route(&self.state, &head, origin, self.at),
+            // Asked before any route: the name's certificate must not depend on what is served under it.
+            Some(_) if let Some(answer) = challenges.http(&self.path) => Routed::Answer(None, Answer::Challenge(answer)),
+            Some(origin) => super::route(&self.state, &head, origin, handshake.as_deref(), self.at),
             None => Routed::Answer(None, Answer::NotFound),
         }
     }
@@ -152,6 +163,7 @@ impl Exchange {
     pub(super) fn answer_edits(&self, request: &HeaderMap) -> Vec<Edit> {
         let Some(route) = &self.route else { return Vec::new() };
         let mut edits = Vec::with_capacity(4);
+        edits.extend(self.strict_transport().map(|value| Edit::Set(header::STRICT_TRANSPORT_SECURITY, value)));
         for (name, value) in route.traffic.cors.iter().flat_map(|cors| super::cors_headers(cors, request, false)) {
             edits.push(if name == header::VARY { Edit::Append(name, value) } else { Edit::Set(name, value) });
         }
@@ -180,8 +192,16 @@ impl Exchange {
             rendered.headers.extend(super::cors_headers(cors, request, answer == Answer::Preflight));
         }
         rendered.headers.extend(self.server_timing(request).map(|timing| (SERVER_TIMING, timing)));
+        rendered.headers.extend(self.strict_transport().map(|value| (header::STRICT_TRANSPORT_SECURITY, value)));
         self.answered = Some(answer);
         rendered
+    }
+
+    /// HSTS (RFC 6797): over HTTPS only, and where the route wants it.
+    fn strict_transport(&self) -> Option<HeaderValue> {
+        let age = self.route.as_ref()?.tls.hsts?;
+        let secure = self.origin.as_ref().is_some_and(|origin| origin.secure);
+        secure.then(|| HeaderValue::from_str(&format!("max-age={}", age.as_secs())).ok())?
     }
 
     pub(super) fn forward(&self) -> Option<(&Pool, &Timeouts, &Retries)> {
@@ -271,7 +291,8 @@ impl Exchange {
             bytes_in: ended.bytes_in,
             bytes_out: ended.bytes_out,
             duration: self.began.elapsed(),
-            tls: None,
+            // Told of the first request only: the others did not wait for it.
+            tls: self.connection.as_ref().filter(|_| self.nth == 1).and_then(|per| per.handshake.as_ref()).map(|handshake| handshake.took),
             wait: self.waited(),
             connect: self.connect,
             upstream: self.upstream,

@@ -63,7 +63,7 @@ impl Fetch {
         let client = match backend.scheme {
             Scheme::H2c | Scheme::Grpc => &self.http2,
             // Targets over TLS are refused when the state is built.
-            Scheme::Http | Scheme::Https | Scheme::Grpcs => &self.http1,
+            Scheme::Http | Scheme::Https | Scheme::Grpcs | Scheme::Tcp => &self.http1,
         };
         *request.version_mut() = http::Version::HTTP_11;
         let (head, mut body) = client.request(request).await?.into_parts();

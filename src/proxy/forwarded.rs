@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{FORWARDED, HeaderMap, HeaderName};
 use ipnet::IpNet;
 
+use super::handshake::ClientCertificate;
+
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -14,9 +16,23 @@ pub const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-
 pub const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// The client's certificate, verified here (RFC 9440, 2.1), and its subject as text.
+pub const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
+pub const X_CLIENT_CERT_SUBJECT: HeaderName = HeaderName::from_static("x-client-cert-subject");
+
 /// The headers of this family that we set ourselves.
-const FAMILY: [HeaderName; 8] =
-    [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, X_FORWARDED_PORT, X_FORWARDED_PREFIX, X_REAL_IP, X_REQUEST_ID, FORWARDED];
+const FAMILY: [HeaderName; 10] = [
+    X_FORWARDED_FOR,
+    X_FORWARDED_PROTO,
+    X_FORWARDED_HOST,
+    X_FORWARDED_PORT,
+    X_FORWARDED_PREFIX,
+    X_REAL_IP,
+    X_REQUEST_ID,
+    FORWARDED,
+    CLIENT_CERT,
+    X_CLIENT_CERT_SUBJECT,
+];
 
 /// A chain of proxies longer than this is cut at its far end; it is text that strangers wrote.
 const LONGEST_CHAIN: usize = 32;
@@ -47,6 +63,8 @@ pub struct Origin {
     /// `Forwarded` for the upstream.
     pub forwarded: String,
     pub request_id: String,
+    /// Who the client proved to be by a certificate.
+    pub certificate: Option<ClientCertificate>,
 }
 
 impl Origin {
@@ -72,6 +90,7 @@ pub fn origin(connection: &Connection, headers: &HeaderMap, trusted: &[IpNet], h
             chain: text(peer),
             forwarded: element(peer, host, own_proto),
             request_id: fresh_id,
+            certificate: None,
         };
     }
     let believed = believed_chain(headers);
@@ -91,6 +110,7 @@ pub fn origin(connection: &Connection, headers: &HeaderMap, trusted: &[IpNet], h
         chain: chain.join(", "),
         forwarded: elements.join(", "),
         request_id: believed_id(headers).unwrap_or(fresh_id),
+        certificate: None,
     }
 }
 
@@ -111,6 +131,10 @@ pub fn each(origin: &Origin, prefix: Option<&str>, mut set: impl FnMut(HeaderNam
     if let Some(prefix) = prefix {
         set(X_FORWARDED_PREFIX, prefix);
     }
+    if let Some(certificate) = &origin.certificate {
+        set(CLIENT_CERT, &certificate.encoded);
+        set(X_CLIENT_CERT_SUBJECT, &certificate.subject);
+    }
 }
 
 /// Headers of a request that must not go on as they came: what we set ourselves, and of strangers everything that claims to be
@@ -124,7 +148,7 @@ pub fn is_replaced(name: &HeaderName, trusted: bool) -> bool {
     const CLAIMS: &str = "x-forwarded-";
     let name = name.as_str();
     // Every other name differs in its first letters.
-    if !name.starts_with(['x', 'f']) {
+    if !name.starts_with(['x', 'f', 'c']) {
         return false;
     }
     let same = |(sent, own): (u8, u8)| sent == own || (sent == b'_' && own == b'-');

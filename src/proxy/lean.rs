@@ -14,7 +14,6 @@ use pingora_core::apps::{HttpServerApp, ServerApp};
 use pingora_core::protocols::http::ServerSession;
 use pingora_proxy::HttpProxy;
 use pingora_timeout::timeout;
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -26,9 +25,11 @@ use super::idle::Idle;
 use super::limit::Limits;
 use super::pingora::Edge;
 use super::relay::{Ended, Relay, VERSION, status_line};
+use super::socket::Socket;
 use super::stream::{ClientStream, HeadLimits, PerConnection};
 use super::wire::{self, Arrived, Request};
 use super::{Observer, Routed};
+use crate::certificate::challenge::Challenges;
 use crate::state::{Action, Live, Route};
 use crate::upstream::{Ledger, Scheme};
 
@@ -48,6 +49,7 @@ pub struct Lean {
     ledger: Arc<Ledger>,
     observer: Arc<dyn Observer>,
     limits: Arc<Limits>,
+    challenges: Arc<Challenges>,
     idle: Idle,
     /// Somebody waits for a place: idle connections make room.
     crowd: Arc<Notify>,
@@ -78,11 +80,12 @@ impl Lean {
         ledger: Arc<Ledger>,
         observer: Arc<dyn Observer>,
         limits: Arc<Limits>,
+        challenges: Arc<Challenges>,
         crowd: Arc<Notify>,
         stopping: watch::Receiver<bool>,
         idle_end: CancellationToken,
     ) -> Lean {
-        Lean { proxy, live, ledger, observer, limits, idle: Idle::default(), crowd, stopping, idle_end }
+        Lean { proxy, live, ledger, observer, limits, challenges, idle: Idle::default(), crowd, stopping, idle_end }
     }
 
     /// Closes idle upstream connections that are of no use any more. To be called every [`SWEEP`].
@@ -91,9 +94,16 @@ impl Lean {
     }
 
     /// Serves one connection to its end. `unread`: what was read of it already.
-    pub async fn serve(&self, tcp: TcpStream, about: PerConnection, unread: BytesMut) {
-        let mut client = Client::new(tcp, about);
+    pub async fn serve(&self, socket: Socket, about: PerConnection, unread: BytesMut) {
+        let mut client = Client::new(socket, about);
         client.buffer = unread;
+        if let Some(mut client) = self.requests(client).await.filter(|client| !client.broken) {
+            client.socket.say_goodbye();
+        }
+    }
+
+    /// One request after the other. What comes back is a connection that is to be closed now.
+    async fn requests(&self, mut client: Client) -> Option<Client> {
         let mut first = true;
         let idle_end = async {
             self.idle_end.cancelled().await;
@@ -104,7 +114,10 @@ impl Lean {
             first = false;
             // Boxed: an idle connection must not hold the room of a busy one.
             let after = match arrived {
-                Arrived::Http2 => return Box::pin(self.by_http2(client)).await,
+                Arrived::Http2 => {
+                    Box::pin(self.by_http2(client)).await;
+                    return None;
+                }
                 Arrived::Plain(request) => match Box::pin(self.plain(&mut client, &request)).await {
                     Way::Here(after) => after,
                     Way::Pingora => {
@@ -113,7 +126,7 @@ impl Lean {
                         client.buffer = request.give_back(&client.buffer);
                         match Box::pin(self.by_pingora(client)).await {
                             Some(back) => client = back.with_before(ahead),
-                            None => return,
+                            None => return None,
                         }
                         After::Next
                     }
@@ -123,13 +136,14 @@ impl Lean {
                         client = back;
                         After::Next
                     }
-                    None => return,
+                    None => return None,
                 },
             };
             if matches!(after, After::Close) {
-                return;
+                break;
             }
         }
+        Some(client)
     }
 
     /// The next head; `None` when there will be none.
@@ -188,7 +202,7 @@ impl Lean {
         let mut ctx = Exchange::new(self.live.load());
         ctx.connection = Some(client.about.clone());
         let asked = Asked { version: VERSION, method: &request.method, headers: &headers, has_authority: false, size: request.size };
-        let routed = ctx.decide(&asked, Target::plain(&headers, &uri), None);
+        let routed = ctx.decide(&asked, Target::plain(&headers, &uri), None, &self.challenges);
         let ended = match routed {
             // Its page has to be fetched.
             Routed::Answer(Some(route), _) if route.traffic.limits.error_page.is_some() => return Way::Pingora,
@@ -297,22 +311,22 @@ impl Lean {
         session.set_keepalive_reuses_remaining(last.then_some(0));
         let (stream, _) = self.proxy.process_new_http(session, &self.stopping).await?.consume();
         let stream = stream.into_any().downcast::<ClientStream>().ok()?;
-        let (tcp, buffer) = stream.into_parts();
-        let mut client = Client::new(tcp, about);
+        let (socket, buffer) = stream.into_parts();
+        let mut client = Client::new(socket, about);
         client.buffer = buffer;
         Some(client)
     }
 
     /// The connection as pingora wants it.
     fn stream(&self, client: Client) -> Option<ClientStream> {
-        let Client { tcp, buffer, mut about, .. } = client;
+        let Client { socket, buffer, mut about, .. } = client;
         if about.connection.local.ip().is_unspecified() {
             // What is told of the connection further on wants the address itself.
-            about.connection.local = tcp.local_addr().ok()?;
+            about.connection.local = socket.tcp().local_addr().ok()?;
         }
         let limits = &self.live.load().config.proxy;
         let limits = HeadLimits { time: limits.header_timeout, bytes: limits.max_header_bytes, half_close: limits.half_close };
-        ClientStream::resume(tcp, &about, buffer, limits, self.crowd.clone()).ok()
+        ClientStream::resume(socket, &about, buffer, limits, self.crowd.clone()).ok()
     }
 
     /// Does the connection end with this request?

@@ -23,13 +23,13 @@ const UPSTREAM_STREAMS: usize = 100;
 
 /// The backend as pingora dials it, with this route's limits.
 pub(super) fn peer(backend: &Backend, timeouts: &Timeouts, session: &Session) -> HttpPeer {
-    let secure = matches!(backend.scheme, Scheme::Https | Scheme::Grpcs);
+    let secure = backend.scheme.is_secure();
     // rustls cannot parse an empty name; an address as text means that no SNI is sent.
     let name = if backend.sni.is_empty() { backend.address.ip().to_string() } else { backend.sni.to_string() };
     let mut peer = HttpPeer::new(backend.address, secure, if secure { name } else { String::new() });
     let options = &mut peer.options;
     options.alpn = match backend.scheme {
-        Scheme::Http | Scheme::Https => ALPN::H1,
+        Scheme::Http | Scheme::Https | Scheme::Tcp => ALPN::H1,
         Scheme::H2c | Scheme::Grpc | Scheme::Grpcs => ALPN::H2,
     };
     options.connection_timeout = Some(timeouts.connect);

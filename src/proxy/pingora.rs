@@ -18,6 +18,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use super::answer::Answer;
 use super::attempt::{Retry, Sending};
+use super::authority::vouch;
 use super::deadline::Deadline;
 use super::dial::announce;
 use super::exchange::{Asked, Edit, Exchange, record};
@@ -28,6 +29,7 @@ use super::peer::{UPGRADED_IDLE, apply, peer, rewrite};
 use super::reply::{answer_to, is_out_of_descriptors, show, write};
 use super::transform::page_for;
 use super::{Observer, Routed, forwarded};
+use crate::certificate::challenge::Challenges;
 use crate::state::{Action, Live};
 use crate::upstream::{Failure, Ledger, Scheme};
 
@@ -37,12 +39,19 @@ pub struct Edge {
     ledger: Arc<Ledger>,
     observer: Arc<dyn Observer>,
     limits: Arc<Limits>,
+    challenges: Arc<Challenges>,
     fetch: Arc<Fetch>,
 }
 
 impl Edge {
-    pub fn new(live: Arc<Live>, ledger: Arc<Ledger>, observer: Arc<dyn Observer>, limits: Arc<Limits>) -> Edge {
-        Edge { live, ledger, observer, limits, fetch: Arc::default() }
+    pub fn new(
+        live: Arc<Live>,
+        ledger: Arc<Ledger>,
+        observer: Arc<dyn Observer>,
+        limits: Arc<Limits>,
+        challenges: Arc<Challenges>,
+    ) -> Edge {
+        Edge { live, ledger, observer, limits, challenges, fetch: Arc::default() }
     }
 }
 
@@ -118,6 +127,7 @@ impl ProxyHttp for Edge {
             return Error::e_explain(ErrorType::HTTPStatus(500), "no route to forward to");
         };
         let mut peer = peer(&chosen.backend, timeouts, session);
+        vouch(&mut peer, &chosen.backend, &ctx.state)?;
         if let (Some(version), Some(origin), Some(per)) = (chosen.backend.proxy_protocol, &ctx.origin, &ctx.connection) {
             announce(&mut peer, version, origin.source(&per.connection), per.connection.local, timeouts.connect);
         }
@@ -362,7 +372,7 @@ impl Edge {
             has_authority: request.uri.authority().is_some(),
             size: head_size(request),
         };
-        ctx.decide(&asked, target, had_two_framings(session).then_some(ambiguous))
+        ctx.decide(&asked, target, had_two_framings(session).then_some(ambiguous), &self.challenges)
     }
 
     async fn respond(&self, session: &mut Session, ctx: &mut Exchange, answer: Answer) -> Result<()> {

@@ -271,7 +271,7 @@ impl Relay<'_> {
         let mut sink_failed = false;
         poll_fn(|cx| {
             if !attempt.up.is_over() && !sink_failed {
-                match attempt.up.poll(cx, &mut self.client.tcp, &mut attempt.tcp) {
+                match attempt.up.poll(cx, &mut self.client.socket, &mut attempt.tcp) {
                     Poll::Ready(Ok(())) if sending => return Poll::Ready(Ok(None)),
                     Poll::Ready(Ok(())) | Poll::Pending => {}
                     Poll::Ready(Err(Fault::Source(error))) => return Poll::Ready(Err(Failed::Client(error))),
@@ -355,7 +355,8 @@ impl Relay<'_> {
             }
             Err(failed) => {
                 // Closed as by a reset, so that half an answer never passes for a whole one.
-                _ = SockRef::from(&self.client.tcp).set_linger(Some(Duration::ZERO));
+                _ = SockRef::from(self.client.socket.tcp()).set_linger(Some(Duration::ZERO));
+                self.client.broken = true;
                 if !matches!(failed, Failed::Client(_)) {
                     self.ctx.broke_off();
                 }
@@ -405,9 +406,9 @@ impl Relay<'_> {
             let both = poll_fn(|cx| {
                 let up = match attempt.up.is_over() {
                     true => Poll::Pending,
-                    false => attempt.up.poll(cx, &mut self.client.tcp, &mut attempt.tcp),
+                    false => attempt.up.poll(cx, &mut self.client.socket, &mut attempt.tcp),
                 };
-                if let Poll::Ready(result) = down.poll(cx, &mut attempt.tcp, &mut self.client.tcp) {
+                if let Poll::Ready(result) = down.poll(cx, &mut attempt.tcp, &mut self.client.socket) {
                     return Poll::Ready(result.map_err(|fault| match fault {
                         Fault::Source(error) => Failed::Upstream(error, 0),
                         Fault::Sink(error) => Failed::Client(error),

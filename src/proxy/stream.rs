@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::BytesMut;
+use pingora_core::protocols::ALPN;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddr;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::{
@@ -20,13 +21,14 @@ use pingora_core::protocols::{
 use pingora_http::ResponseHeader;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Interval, MissedTickBehavior, Sleep, interval};
 
 use super::forwarded::Connection;
 use super::frames::Frames;
+use super::handshake::Handshake;
+use super::socket::Socket;
 use super::wire::PREFACE;
 
 /// Head and start of a body leave in one packet.
@@ -49,7 +51,7 @@ pub struct HeadPhase {
 impl PerConnection {
     /// A client at `peer`, accepted on `local`.
     pub fn accepted(peer: SocketAddr, local: SocketAddr) -> PerConnection {
-        PerConnection { connection: Connection { peer, local, secure: false }, phase: Arc::default() }
+        PerConnection { connection: Connection { peer, local, secure: false }, phase: Arc::default(), handshake: None }
     }
 }
 
@@ -84,6 +86,8 @@ impl HeadPhase {
 pub struct PerConnection {
     pub connection: Connection,
     pub phase: Arc<HeadPhase>,
+    /// Where TLS was terminated here.
+    pub handshake: Option<Arc<Handshake>>,
 }
 
 /// What a client may take for the head of a request.
@@ -95,10 +99,10 @@ pub struct HeadLimits {
     pub half_close: Duration,
 }
 
-/// A plain TCP connection from a client.
+/// A connection from a client, in the clear or secured.
 #[derive(Debug)]
 pub struct ClientStream {
-    inner: BufWriter<TcpStream>,
+    inner: BufWriter<Socket>,
     /// Bytes that were read before this stream was made, or while looking for the HTTP/2 preface; given out first.
     peeked: BytesMut,
     phase: Arc<HeadPhase>,
@@ -126,18 +130,19 @@ impl ClientStream {
     /// # Errors
     /// Never in practice: pingora's digest wants a response that cannot be built otherwise than with success.
     pub fn resume(
-        tcp: TcpStream,
+        socket: Socket,
         about: &PerConnection,
         peeked: BytesMut,
         limits: HeadLimits,
         crowd: Arc<Notify>,
     ) -> io::Result<ClientStream> {
-        let socket = SocketDigest::from_raw_fd(tcp.as_raw_fd());
+        let digest = SocketDigest::from_raw_fd(socket.tcp().as_raw_fd());
         // Set once, before anybody else holds the digest, so it cannot be occupied.
-        let _ = socket.peer_addr.set(Some(PeerAddr::Inet(about.connection.peer)));
+        let _ = digest.peer_addr.set(Some(PeerAddr::Inet(about.connection.peer)));
         let head = ResponseHeader::build(200, Some(0)).map_err(|error| io::Error::other(error.to_string()))?;
-        Ok(ClientStream {
-            inner: BufWriter::with_capacity(WRITE_BUFFER, tcp),
+        let http2 = socket.agreed_on_http2();
+        let mut stream = ClientStream {
+            inner: BufWriter::with_capacity(WRITE_BUFFER, socket),
             peeked,
             phase: about.phase.clone(),
             limits,
@@ -147,14 +152,29 @@ impl ClientStream {
             yields: None,
             half_closed: None,
             deadline: Some((about.phase.now(), Box::pin(tokio::time::sleep(limits.time)))),
-            socket: Arc::new(socket),
+            socket: Arc::new(digest),
             proxy: Arc::new(ProxyDigest::new(Box::new(head), Some(Box::new(about.clone())))),
             established: TimingDigest { established_ts: std::time::SystemTime::now(), ..TimingDigest::default() },
-        })
+        };
+        if http2 && let Some(after) = stream.peeked.get(PREFACE.len()..).map(BytesMut::from) {
+            stream.begin_http2(&after)?;
+        }
+        Ok(stream)
+    }
+
+    /// The preface was seen, and `after` behind it: from here on frames are counted.
+    fn begin_http2(&mut self, after: &[u8]) -> io::Result<()> {
+        self.phase.done();
+        let mut frames = Frames::new(Instant::now());
+        frames.pass(after, Instant::now()).map_err(io::Error::other)?;
+        self.frames = Some(frames);
+        // A head may have begun in what was read.
+        self.deadline = self.awaited().map(|awaited| (awaited, Box::pin(tokio::time::sleep(self.limits.time))));
+        Ok(())
     }
 
     /// The socket, and what nobody read of what was given to [`ClientStream::resume`].
-    pub fn into_parts(self) -> (TcpStream, BytesMut) {
+    pub fn into_parts(self) -> (Socket, BytesMut) {
         (self.inner.into_inner(), self.peeked)
     }
 
@@ -216,7 +236,7 @@ impl ClientStream {
             if since.elapsed() >= patience {
                 return Poll::Ready(Ok(()));
             }
-            if let Some(error) = SockRef::from(self.inner.get_ref()).take_error()? {
+            if let Some(error) = SockRef::from(self.inner.get_ref().tcp()).take_error()? {
                 return Poll::Ready(Err(error));
             }
         }
@@ -331,12 +351,7 @@ impl Peek for ClientStream {
             seen.extend_from_slice(&chunk[..count]);
         }
         if seen.starts_with(PREFACE) && buf.len() == PREFACE.len() {
-            self.phase.done();
-            let mut frames = Frames::new(Instant::now());
-            frames.pass(&seen[PREFACE.len()..], Instant::now()).map_err(io::Error::other)?;
-            self.frames = Some(frames);
-            // A head may have begun in what was read.
-            self.deadline = self.awaited().map(|awaited| (awaited, Box::pin(tokio::time::sleep(self.limits.time))));
+            self.begin_http2(&seen[PREFACE.len()..])?;
             buf.copy_from_slice(PREFACE);
         } else {
             buf.fill(0);
@@ -348,11 +363,15 @@ impl Peek for ClientStream {
 
 impl UniqueID for ClientStream {
     fn id(&self) -> UniqueIDType {
-        self.inner.get_ref().as_raw_fd()
+        self.inner.get_ref().tcp().as_raw_fd()
     }
 }
 
-impl Ssl for ClientStream {}
+impl Ssl for ClientStream {
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.inner.get_ref().agreed_on_http2().then_some(ALPN::H2)
+    }
+}
 
 impl GetTimingDigest for ClientStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {

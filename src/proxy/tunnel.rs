@@ -58,7 +58,7 @@ impl Relay<'_> {
             let was_ended = ended;
             let both = poll_fn(|cx| {
                 if !ended {
-                    match up.poll(cx, &mut self.client.tcp, &mut attempt.tcp) {
+                    match up.poll(cx, &mut self.client.socket, &mut attempt.tcp) {
                         Poll::Ready(Ok(())) => ended = true,
                         Poll::Ready(Err(fault)) => return Poll::Ready(Err(failed(fault, true))),
                         Poll::Pending => {}
@@ -68,7 +68,7 @@ impl Relay<'_> {
                     // Failing or not: the upstream's own end is what is waited for.
                     _ = Pin::new(&mut attempt.tcp).poll_shutdown(cx);
                 }
-                match down.poll(cx, &mut attempt.tcp, &mut self.client.tcp) {
+                match down.poll(cx, &mut attempt.tcp, &mut self.client.socket) {
                     Poll::Ready(Ok(())) => Poll::Ready(Ok(true)),
                     Poll::Ready(Err(fault)) => Poll::Ready(Err(failed(fault, false))),
                     // Back to the clock: the rest has less time.

@@ -151,7 +151,8 @@ impl Handover {
         let is_child = child != 0 && talk.peer() == Some(child);
         let given: Vec<SocketAddr> = listeners.iter().map(|(address, _)| *address).collect();
         let (own, network) = (self.config.borrow().clone(), network());
-        let own = Place { listen: &own.http.listen, network: network.as_deref() };
+        let listen = own.listen();
+        let own = Place { listen: &listen, network: network.as_deref() };
         if let (false, Some(reason)) = (is_child, other.is_not(&own)) {
             return talk.say(&refused(reason), &[]).await;
         }
@@ -174,6 +175,22 @@ impl Handover {
         self.closed.cancel();
         self.successor.send_replace(Some(Successor { pid, is_child }));
         talk.say(&Answer::Released { drain_seconds: self.drain_seconds() }, &[]).await
+    }
+
+    /// From now on this socket is given too, unless the edge has been replaced already.
+    pub fn offer(&self, address: SocketAddr, listener: &TcpListener) {
+        let copy = listener.as_fd().try_clone_to_owned();
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        match copy {
+            Ok(_) if self.closed.is_cancelled() => {}
+            Ok(copy) => listeners.push((address, copy.into())),
+            Err(error) => tracing::warn!(%error, %address, "this socket cannot be handed over: a successor listens there anew"),
+        }
+    }
+
+    /// This socket is given no more, and closes.
+    pub fn withdraw(&self, address: SocketAddr) {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).retain(|(other, _)| *other != address);
     }
 
     /// `None` once there is nothing to give.
@@ -267,10 +284,23 @@ impl Handover {
 ///
 /// # Errors
 /// The process is out of file descriptors.
-pub fn copies(config: &Config, http: &[TcpListener], admin: Option<&TcpListener>) -> io::Result<Vec<(SocketAddr, StdListener)>> {
-    let addresses = config.http.listen.iter().chain(&config.admin.listen);
-    let sockets = http.iter().chain(admin);
-    addresses.zip(sockets).map(|(address, socket)| Ok((*address, socket.as_fd().try_clone_to_owned()?.into()))).collect()
+pub fn copies(
+    config: &Config,
+    http: &[TcpListener],
+    https: &[TcpListener],
+    admin: Option<&TcpListener>,
+) -> io::Result<Vec<(SocketAddr, StdListener)>> {
+    let addresses = config.http.listen.iter().chain(&config.https.listen).chain(&config.admin.listen);
+    let sockets = http.iter().chain(https).chain(admin);
+    addresses.zip(sockets).map(|(address, socket)| copy(*address, socket)).collect()
+}
+
+/// One socket's copy.
+///
+/// # Errors
+/// As [`copies`].
+pub fn copy(address: SocketAddr, socket: &TcpListener) -> io::Result<(SocketAddr, StdListener)> {
+    Ok((address, socket.as_fd().try_clone_to_owned()?.into()))
 }
 
 /// The network namespace of this process: descriptors stay in the one that they were made in.

@@ -36,7 +36,7 @@ impl Inherited {
         let path = config.upgrade_socket();
         let mut inherited = Inherited { path, elder: None, listeners: Vec::new() };
         let Some(path) = &inherited.path else { return inherited };
-        match take(path, &config.http.listen).await {
+        match take(path, &config.listen()).await {
             Ok(Some((elder, listeners))) => {
                 tracing::info!(pid = elder.pid, "a running edge hands its listening sockets over");
                 (inherited.elder, inherited.listeners) = (Some(elder), listeners);

@@ -15,18 +15,22 @@ use tokio_util::task::TaskTracker;
 
 use super::admission::{Admission, Admitted};
 use super::holder;
+use super::terminate::{Secured, Terminator};
 use super::worker::Serve;
 use crate::config::{self, ProxyProtocol};
+use crate::proxy::conduit::Conduit;
 use crate::proxy::forwarded;
 use crate::proxy::lean::{Lean, SWEEP};
+use crate::proxy::passthrough;
 use crate::proxy::preamble::{self, Named};
+use crate::proxy::socket::Socket;
 use crate::proxy::stream::PerConnection;
 use crate::state::Live;
 
 /// Connections that wait to be accepted while all workers are busy.
 const BACKLOG: u32 = 4096;
 /// How long the loop rests when the process is out of file descriptors; connections that end free some.
-const REST: Duration = Duration::from_millis(50);
+pub(super) const REST: Duration = Duration::from_millis(50);
 /// A connection that ends anyway is waited for so long before an idle one is asked to make room.
 const MOMENT: Duration = Duration::from_millis(20);
 /// More than any pool of the allocator holds, in bytes.
@@ -105,6 +109,10 @@ pub struct Acceptor {
     pub live: Arc<Live>,
     pub admission: Arc<Admission>,
     pub proxy_protocol: ProxyProtocol,
+    /// Where connections are secured before anything is said on them.
+    pub terminator: Option<Arc<Terminator>>,
+    /// For those that a service secures itself.
+    pub conduit: Conduit,
     /// True once the edge is stopping: answers then close their connections.
     pub stopping: watch::Receiver<bool>,
 }
@@ -164,27 +172,37 @@ struct Welcome {
     /// What came behind a PROXY header.
     unread: BytesMut,
     /// Its place among its address's connections.
-    _admitted: Option<Admitted>,
+    admitted: Option<Admitted>,
 }
 
 impl Acceptor {
     /// A place for one connection; an idle one ends for it where there is none.
     async fn place(&self) -> Option<OwnedSemaphorePermit> {
-        // The semaphore is never closed, so a place always comes.
-        if let Ok(place) = tokio::time::timeout(MOMENT, self.places.clone().acquire_owned()).await {
-            return place.ok();
-        }
-        self.crowd.notify_one();
-        self.places.clone().acquire_owned().await.ok()
+        place(&self.places, &self.crowd).await
     }
 
     async fn serve(self, tcp: TcpStream, about: PerConnection) {
         let state = self.live.load();
         let Some(welcome) = self.welcome(tcp, about, &state.config.proxy).await else { return };
-        // The connection may outlive many states.
+        let Welcome { tcp, mut about, unread, admitted } = welcome;
+        let Some(terminator) = &self.terminator else {
+            // The connection may outlive many states.
+            drop(state);
+            return self.lean.serve(Socket::Plain(tcp), about, unread).await;
+        };
+        let client = admitted.as_ref().map(|_| about.connection.peer.ip());
+        let secured = Box::pin(terminator.secure(tcp, unread, client, &state)).await;
         drop(state);
-        let Welcome { tcp, about, unread, _admitted } = welcome;
-        self.lean.serve(tcp, about, unread).await;
+        match secured {
+            Some(Secured::Here { socket, handshake }) => {
+                (about.connection.secure, about.handshake) = (true, Some(handshake));
+                self.lean.serve(socket, about, BytesMut::new()).await;
+            }
+            Some(Secured::Elsewhere { tcp, unread, name, route }) => {
+                passthrough::serve(&self.conduit, tcp, unread, &name, &route, &about).await;
+            }
+            None => {}
+        }
     }
 
     /// The client behind the socket, if it may come in. A socket that is not welcome is closed without a word.
@@ -213,7 +231,7 @@ impl Acceptor {
         }
         let client = about.connection.peer;
         let admitted = if trusted(client) { None } else { Some(self.admit(client)?) };
-        Some(Welcome { tcp, about, unread, _admitted: admitted })
+        Some(Welcome { tcp, about, unread, admitted })
     }
 
     fn admit(&self, client: SocketAddr) -> Option<Admitted> {
@@ -238,7 +256,17 @@ impl Acceptor {
     }
 }
 
-fn is_about_one_connection(error: &io::Error) -> bool {
+/// A place for one connection; one of the `crowd` ends for it where there is none.
+pub(super) async fn place(places: &Arc<Semaphore>, crowd: &Notify) -> Option<OwnedSemaphorePermit> {
+    // The semaphore is never closed, so a place always comes.
+    if let Ok(place) = tokio::time::timeout(MOMENT, places.clone().acquire_owned()).await {
+        return place.ok();
+    }
+    crowd.notify_one();
+    places.clone().acquire_owned().await.ok()
+}
+
+pub(super) fn is_about_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
 }
 

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::proxy::clock;
 use crate::state::Live;
-use crate::upstream::probe::{self, Trust};
+use crate::upstream::probe::{self, Vouchers};
 use crate::upstream::{Backend, Check, Checked, Ledger, Verdict, checks};
 
 /// Questions at one time, over all backends.
@@ -21,8 +21,9 @@ const FIRST_WITHIN_MS: u64 = 200;
 /// What is needed to ask.
 #[derive(Clone)]
 struct Asking {
+    live: Arc<Live>,
     ledger: Arc<Ledger>,
-    trust: Trust,
+    vouchers: Vouchers,
     places: Arc<Semaphore>,
 }
 
@@ -33,17 +34,19 @@ struct Probe {
 }
 
 /// Asks whom the state says, until it is dropped; `swapped` tells of a new state.
-pub async fn follow(live: Arc<Live>, ledger: Arc<Ledger>, swapped: Arc<Notify>) {
+pub async fn follow(live: Arc<Live>, ledger: Arc<Ledger>, mut swapped: watch::Receiver<()>) {
     // Most have none, and need not read the machine's authorities.
     while checks(live.load().pools()).is_empty() {
-        swapped.notified().await;
+        if swapped.changed().await.is_err() {
+            return;
+        }
     }
-    let trust = match tokio::task::spawn_blocking(Trust::of_this_machine).await {
-        Ok(Ok(trust)) => trust,
+    let vouchers = match tokio::task::spawn_blocking(Vouchers::of_this_machine).await {
+        Ok(Ok(vouchers)) => vouchers,
         Ok(Err(error)) => return tracing::error!(%error, "no active checks: TLS cannot be set up"),
         Err(error) => return tracing::error!(%error, "no active checks: the authorities cannot be read"),
     };
-    let asking = Asking { ledger, trust, places: Arc::new(Semaphore::new(AT_ONCE)) };
+    let asking = Asking { live: live.clone(), ledger, vouchers, places: Arc::new(Semaphore::new(AT_ONCE)) };
     let (mut probes, mut tasks) = (HashMap::new(), JoinSet::new());
     loop {
         adjust(&mut probes, checks(live.load().pools()), &asking, &mut tasks);
@@ -53,7 +56,9 @@ pub async fn follow(live: Arc<Live>, ledger: Arc<Ledger>, swapped: Arc<Notify>) 
                 tracing::error!(%error, "an active check ended by itself");
             }
         }
-        swapped.notified().await;
+        if swapped.changed().await.is_err() {
+            return;
+        }
     }
 }
 
@@ -84,7 +89,7 @@ async fn watch(backend: Backend, check: Arc<Check>, asking: Asking) {
     loop {
         // Closed never: the one who would do it is gone with us.
         let place = asking.places.acquire().await.ok();
-        let answer = probe::ask(&backend, &check, &asking.trust).await;
+        let answer = probe::ask(&backend, &check, &asking.vouchers, &|path| asking.live.load().authority(path)).await;
         drop(place);
         let change = asking.ledger.answered(&backend.id, answer, &check, clock::now());
         let checked = asking.ledger.checked(&backend.id).unwrap_or_default();

@@ -5,15 +5,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::credentials::Files;
 use crate::config::Config;
 use crate::diagnostic::{Diagnostic, Severity, render};
 use crate::provider::Health;
 use crate::provider::docker;
 use crate::provider::files::{self, Stack};
+use crate::proxy::authority::{self, Stamps};
 use crate::proxy::limit::Limits;
 use crate::snapshot::{Snapshot, merge};
 use crate::state::{Difference, Live, State};
@@ -121,21 +123,23 @@ fn open(directory: &Path) -> Option<Disk> {
 pub struct Publisher {
     config: watch::Receiver<Arc<Config>>,
     sources: Sources,
+    files: Files,
     pub live: Arc<Live>,
     pub ledger: Arc<Ledger>,
     pub limits: Arc<Limits>,
     /// Told of each new state.
-    pub swapped: Arc<Notify>,
+    pub swapped: watch::Sender<()>,
+    stamps: Stamps,
     metrics: Arc<Metrics>,
 }
 
 impl Publisher {
     /// Publishes the first state.
-    pub fn new(config: watch::Receiver<Arc<Config>>, sources: Sources, metrics: Arc<Metrics>) -> Publisher {
+    pub fn new(config: watch::Receiver<Arc<Config>>, sources: Sources, files: Files, metrics: Arc<Metrics>) -> Publisher {
         let empty = State::build(config.borrow().clone(), Arc::new(Snapshot::default()));
         let live = Arc::new(Live::new(empty));
-        let (ledger, limits, swapped) = (Arc::default(), Arc::default(), Arc::default());
-        let mut publisher = Publisher { config, sources, live, ledger, limits, swapped, metrics };
+        let (ledger, limits, swapped) = (Arc::default(), Arc::default(), watch::Sender::default());
+        let mut publisher = Publisher { config, sources, files, live, ledger, limits, swapped, stamps: Stamps::default(), metrics };
         publisher.publish();
         publisher
     }
@@ -146,6 +150,9 @@ impl Publisher {
             let more = tokio::select! {
                 more = self.sources.changed() => more,
                 word = self.config.changed() => word.is_ok(),
+                () = self.stamps.changed() => true,
+                // Where no directory is given there is nobody who would say more.
+                Ok(()) = self.files.changed() => true,
             };
             if !more {
                 return;
@@ -157,13 +164,14 @@ impl Publisher {
     fn publish(&mut self) {
         let config = self.config.borrow_and_update().clone();
         let snapshot = Arc::new(self.sources.snapshot());
-        let state = State::build(config, snapshot);
+        let state = State::build(config, snapshot).with_authorities(authority::read).with_files(&self.files.borrow_and_update().clone());
+        self.stamps.keep(state.authorities.keys());
         self.ledger.admit(state.pools());
         let Some(difference) = self.live.publish(state) else { return };
         let state = self.live.load();
         self.ledger.prune(state.pools());
         self.limits.keep(&state);
-        self.swapped.notify_one();
+        self.swapped.send_replace(());
         self.metrics.keep_routes(state.routes.keys().map(String::as_str));
         let count = |severity| state.diagnostics.iter().filter(|finding| finding.severity == severity).count();
         self.metrics.set_diagnostics(count(Severity::Error), count(Severity::Warning), count(Severity::Info));

@@ -7,7 +7,7 @@ use std::net::TcpListener as StdListener;
 use std::thread::{self, JoinHandle};
 
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, RuntimeMetrics};
+use tokio::runtime::{Builder, Handle, RuntimeMetrics};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,29 +24,29 @@ pub trait Serve: Clone + Send + 'static {
 #[derive(Default)]
 pub struct Workers {
     threads: Vec<JoinHandle<()>>,
-    runtimes: Vec<RuntimeMetrics>,
+    runtimes: Vec<Handle>,
 }
 
 impl Workers {
-    /// Starts one thread that accepts from its own copies of `listeners` and lives until `ended`. A thread that ends before that
+    /// Starts one thread that accepts from its own copies of `listeners`, each served as it says, and lives until `ended`. A thread that ends before that
     /// panics in `watch`, where the assembly notices.
     ///
     /// # Errors
     /// When a socket cannot be copied or a thread cannot be started.
-    pub fn start(
+    pub fn start<'a, S: Serve>(
         &mut self,
-        listeners: &[StdListener],
-        serve: impl Serve,
+        listeners: impl IntoIterator<Item = (&'a StdListener, S)>,
         ended: &CancellationToken,
         watch: &mut JoinSet<()>,
     ) -> io::Result<()> {
-        let listeners = listeners.iter().map(StdListener::try_clone).collect::<io::Result<Vec<_>>>()?;
+        let listeners = listeners.into_iter().map(|(listener, serve)| Ok((listener.try_clone()?, serve)));
+        let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        self.runtimes.push(runtime.metrics());
+        self.runtimes.push(runtime.handle().clone());
         let (alive, gone) = oneshot::channel::<()>();
         let token = ended.clone();
         let body = move || {
-            runtime.block_on(work(listeners, serve, token));
+            runtime.block_on(work(listeners, token));
             drop(alive);
         };
         self.threads.push(thread::Builder::new().name(format!("worker-{}", self.threads.len())).spawn(body)?);
@@ -61,7 +61,12 @@ impl Workers {
 
     /// What the threads' runtimes tell of themselves.
     pub fn runtimes(&self) -> impl Iterator<Item = RuntimeMetrics> {
-        self.runtimes.iter().cloned()
+        self.runtimes.iter().map(Handle::metrics)
+    }
+
+    /// The threads' runtimes, to give them what was accepted elsewhere.
+    pub fn handles(&self) -> Vec<Handle> {
+        self.runtimes.clone()
     }
 
     /// Waits for the threads; they end soon after `ended`.
@@ -73,18 +78,22 @@ impl Workers {
     }
 }
 
-async fn work(listeners: Vec<StdListener>, serve: impl Serve, ended: CancellationToken) {
+async fn work(listeners: Vec<(StdListener, impl Serve)>, ended: CancellationToken) {
     let mut accepting = JoinSet::new();
-    for listener in listeners {
+    // The listeners of a worker share its house.
+    let house = listeners.first().map(|(_, serve)| serve.clone());
+    for (listener, serve) in listeners {
         match TcpListener::from_std(listener) {
-            Ok(listener) => drop(accepting.spawn(serve.clone().accept(listener))),
+            Ok(listener) => drop(accepting.spawn(serve.accept(listener))),
             Err(error) => {
                 tracing::error!(%error, "a worker cannot accept");
                 return;
             }
         }
     }
-    accepting.spawn(serve.keep_house());
+    if let Some(house) = house {
+        accepting.spawn(house.keep_house());
+    }
     tokio::select! {
         () = ended.cancelled() => {}
         Some(Err(error)) = accepting.join_next() => tracing::error!(%error, "an accept loop ended by itself"),

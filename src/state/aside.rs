@@ -93,7 +93,7 @@ fn target(claims: &[Claim<'_>], asking: &Claim<'_>, config: &Config, snapshot: &
         }
     };
     let schemes = pool.groups.iter().flat_map(|group| &group.backends).map(|backend| backend.scheme);
-    if schemes.into_iter().any(|scheme| matches!(scheme, Scheme::Https | Scheme::Grpcs)) {
+    if schemes.into_iter().any(|scheme| scheme.is_secure() || scheme == Scheme::Tcp) {
         let message = format!("service `{}` is spoken to over TLS", brief(name));
         return Err(Diagnostic::error("tls-aside", message).help("name a service that takes http or h2c on an internal network"));
     }

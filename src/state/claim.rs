@@ -5,7 +5,8 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::{Action, Aside, Route};
+use super::stream::{self, PortClaim};
+use super::{Action, Aside, Route, authority, passthrough};
 use crate::auth::{self, Access};
 use crate::backup;
 use crate::certificate::{self, Tls};
@@ -16,7 +17,7 @@ use crate::policy;
 use crate::route::{self, HostPattern, Matching};
 use crate::snapshot::{Labels, Origin, Service, Snapshot};
 use crate::traffic::{self, Traffic};
-use crate::upstream::{self, Check, Group, Pool, Retries};
+use crate::upstream::{self, Check, Group, Pool, Retries, Trust};
 
 /// One route that a service asks for.
 #[derive(Debug)]
@@ -71,8 +72,8 @@ impl<'a> Reader<'a> {
         Reader { config, snapshot, keys, guards }
     }
 
-    /// The routes that `service` asks for, native ones first. Findings are about the service.
-    pub fn read(&self, service: &'a Service, findings: &mut Vec<Diagnostic>) -> Vec<Claim<'a>> {
+    /// The routes that `service` asks for, native ones first; what it asks for of ports goes to `ports`. Findings are about the service.
+    pub fn read(&self, service: &'a Service, ports: &mut Vec<PortClaim<'a>>, findings: &mut Vec<Diagnostic>) -> Vec<Claim<'a>> {
         let (mut spec, mut own) = label::parse(&service.labels, self.keys, self.config.labels.sismics_auth);
         self.misplaced(service, &mut spec, &mut own);
         let (owner, found) = policy::parse(&spec);
@@ -89,6 +90,7 @@ impl<'a> Reader<'a> {
         let closed = self.lost_protection(&read, &mut own).or(spec.closed);
         let claims = read.into_iter().filter_map(|(route, features)| self.claim(service, route, features, closed.as_deref(), &mut own));
         let mut claims: Vec<Claim<'a>> = claims.collect();
+        ports.extend(stream::read(self.config, self.snapshot, service, spec.streams, closed.as_deref(), &mut own));
         settle(&mut claims, &mut own);
         own.extend(other_check(&claims));
         if let Some(claim) =
@@ -151,7 +153,7 @@ impl<'a> Reader<'a> {
             }
             let alone = Labels::from([(label.clone(), text.clone())]);
             let (read, found) = label::parse(&alone, self.keys, self.config.labels.sismics_auth);
-            if found.is_empty() && read.routes.is_empty() && read.values.is_empty() {
+            if found.is_empty() && read.routes.is_empty() && read.streams.is_empty() && read.values.is_empty() {
                 continue;
             }
             let (severity, message) = match counts {
@@ -173,8 +175,9 @@ impl<'a> Reader<'a> {
 
     /// Does any label protect, or was meant to?
     fn protects(&self, spec: &ServiceSpec) -> bool {
-        let guard = |key: &&str| spec.get(key).is_some() || spec.routes.iter().any(|route| route.get(key).is_some());
-        spec.closed.is_some() || spec.routes.iter().any(|route| route.closed.is_some()) || self.guards.iter().any(guard)
+        let routes = || spec.routes.iter().chain(&spec.streams);
+        let guard = |key: &&str| spec.get(key).is_some() || routes().any(|route| route.get(key).is_some());
+        spec.closed.is_some() || routes().any(|route| route.closed.is_some()) || self.guards.iter().any(guard)
     }
 
     /// The claim of one spec; `closed` is why no route of the service may serve.
@@ -186,8 +189,11 @@ impl<'a> Reader<'a> {
         closed: Option<&str>,
         own: &mut Vec<Diagnostic>,
     ) -> Option<Claim<'a>> {
-        let Features { matching, mut access, traffic, tls, upstream } = features;
+        let Features { matching, mut access, traffic, tls, mut upstream } = features;
         let matching = matching?;
+        let blind = passthrough::is_asked(&spec).then(|| passthrough::confine(service, &spec, &matching, &mut upstream, own)).flatten();
+        let distrusted = self.authority(service, &spec, &mut upstream, own);
+        access.closed = access.closed.take().or(blind).or(distrusted);
         let reason =
             access.closed.take().or_else(|| spec.closed.clone()).or_else(|| tls.closed.clone()).or_else(|| closed.map(str::to_owned));
         access.closed = reason;
@@ -211,6 +217,29 @@ impl<'a> Reader<'a> {
             aside: Aside::default(),
         };
         Some(Claim { service, spec, matching, route, weight: upstream.weight })
+    }
+}
+
+impl Reader<'_> {
+    /// Resolves `upstream-ca`. The reason to close a route whose tasks nobody could vouch for.
+    fn authority(
+        &self,
+        service: &Service,
+        spec: &RouteSpec,
+        upstream: &mut upstream::Settings,
+        own: &mut Vec<Diagnostic>,
+    ) -> Option<String> {
+        let value = spec.get("upstream-ca").filter(|_| upstream.scheme.is_secure())?;
+        match authority::path(service, self.config, value) {
+            Ok(path) => {
+                upstream.trust = Trust::Authority(path);
+                None
+            }
+            Err(finding) => {
+                own.push(finding);
+                Some("`upstream-ca` names no authorities that may be used".to_owned())
+            }
+        }
     }
 }
 
@@ -423,10 +452,6 @@ mod tests {
             ("health-unhealthy", "2"),
             ("health-healthy", "2"),
             ("retry-on", "reset"),
-            ("tls", "both"),
-            ("cert", "acme"),
-            ("hsts", "365d"),
-            ("client-ca", "/ca.pem"),
             ("auth", "staff"),
             ("auth-mode", "basic"),
             ("auth-bypass", "/hook"),
@@ -442,7 +467,7 @@ mod tests {
             let state = build(vec![service("shop", 1, &[("skep.host", "a.example.com"), ("skep.health-path", "/"), (&label, value)])]);
             let about = |finding: &&Diagnostic| matches!(&finding.place, Some(Place::Label { key, .. }) if *key == label);
             let codes: Vec<_> = state.diagnostics.iter().filter(about).map(|finding| finding.code.as_str()).collect();
-            assert!(matches!(codes.as_slice(), ["not-yet" | "no-sign-in-yet" | "no-tls-yet"]), "{label}: {codes:?}");
+            assert!(matches!(codes.as_slice(), ["not-yet" | "no-sign-in-yet"]), "{label}: {codes:?}");
         }
     }
 

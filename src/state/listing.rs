@@ -235,6 +235,7 @@ fn scheme(scheme: Scheme) -> &'static str {
         Scheme::Https => "https",
         Scheme::Grpc => "grpc",
         Scheme::Grpcs => "grpcs",
+        Scheme::Tcp => "tcp",
     }
 }
 
@@ -290,7 +291,7 @@ fn tls(tls: &Tls) -> String {
     });
     let mut parts: Vec<String> = mode.into_iter().chain(source).map(str::to_owned).collect();
     parts.extend(tls.hsts.map(|age| format!("hsts {}s", age.as_secs())));
-    parts.extend(tls.client_ca.as_ref().map(|path| format!("client-ca {}", path.display())));
+    parts.extend(tls.client_ca.as_ref().map(|file| format!("client-ca {}", file.display())));
     parts.join(", ")
 }
 
@@ -340,7 +341,7 @@ mod tests {
                 }],
             },
             "access": "open",
-            "tls": "",
+            "tls": "both, cert self",
         }]);
         assert_eq!(json, wanted);
     }

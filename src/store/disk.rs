@@ -78,25 +78,49 @@ impl Disk {
         self.directory.join(format!("{key}.skep"))
     }
 
-    /// The name appears with all bytes behind it, on the disk too: content first, then the name, then the directory.
     /// During an upgrade two processes write: one waits for the other, where the file system can lock.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let directory = File::open(&self.directory)?;
         // Where it cannot, the worst is a file that is found to be damaged.
         _ = directory.lock();
-        let new = path.with_extension("new");
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            // A torn one from a crash, or none.
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        directory.sync_all()
+        replace(path, bytes)
     }
 }
+
+/// The name appears with all bytes behind it, on the disk too: content first, then the name, then the directory.
+/// One writer at a time, which the caller sees to.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        // A torn one from a crash, or none.
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    cut_here();
+    let written = file.write_all(bytes).map(|()| cut_here()).and_then(|()| file.sync_all());
+    cut_here();
+    if let Err(error) = written.and_then(|()| fs::rename(&new, path)) {
+        // Half a value is of no use to anybody and takes space where there may be none.
+        _ = fs::remove_file(&new);
+        return Err(error);
+    }
+    cut_here();
+    sync_parent(path)?;
+    cut_here();
+    Ok(())
+}
+
+/// Names that came or went are on the disk once their directory is.
+pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
+/// Between two things that reach the disk one after the other. The tests end the process there.
+#[cfg(not(test))]
+pub(super) fn cut_here() {}
+#[cfg(test)]
+pub(super) use super::keyed::tests::cut_here;
 
 /// Keeps every new snapshot on disk, at most one in five seconds and off the threads that serve. Ends with `updates` or `stop`.
 pub async fn keep(disk: Disk, mut updates: watch::Receiver<Option<Arc<Snapshot>>>, stop: CancellationToken) {

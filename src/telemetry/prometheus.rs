@@ -230,7 +230,11 @@ fn finished(totals: &Totals) -> Registry {
         series.answers().map(|(method, status, count)| (ByAnswer { route: Arc::clone(route), method, status }, count))
     });
     let mut registry = Registry::default();
-    registry.register("skep_requests", "Finished requests; an empty route: none matched", Counts(answers.collect()));
+    registry.register(
+        "skep_requests",
+        "Finished requests, and connections that were carried (method TCP or TLS); an empty route: none matched",
+        Counts(answers.collect()),
+    );
     let help = "From a request's head to its answer's last byte; upgraded connections are left out";
     let durations = totals.routes.iter().map(|(route, series)| (label(route), series.duration));
     registry.register("skep_request_duration_seconds", help, Timings(durations.collect()));

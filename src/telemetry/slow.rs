@@ -43,7 +43,7 @@ impl Bound {
 
 /// Did the answer's head take longer than `limit`?
 fn is_slow(record: &Record<'_>, limit: Duration) -> bool {
-    record.duration > limit && record.status != SWITCHING_PROTOCOLS && record.to_head() > limit
+    record.duration > limit && record.status != SWITCHING_PROTOCOLS && !record.is_connection() && record.to_head() > limit
 }
 
 impl SlowLog {

@@ -13,7 +13,7 @@ use foldhash::fast::RandomState;
 use super::Record;
 
 /// Methods that are counted by name; anybody can invent others.
-const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE"];
+const METHODS: [&str; 11] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE", Record::TCP, Record::TLS];
 /// Seconds; from a cached answer on the same machine to the default response timeout.
 const REQUEST_BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
 /// Seconds; a connection stands in well under a millisecond or has a problem.
@@ -129,7 +129,7 @@ impl Series {
             Some((_, count)) => *count += 1,
             None => self.answers.push((answer, 1)),
         }
-        if record.status != SWITCHING_PROTOCOLS {
+        if record.status != SWITCHING_PROTOCOLS && !record.is_connection() {
             self.duration.observe(record.duration);
         }
         self.bytes_in += record.bytes_in;

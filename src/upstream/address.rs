@@ -71,7 +71,8 @@ fn named(
         let known = names.iter().find(|(name, _)| name.eq_ignore_ascii_case(host)).map(|(_, addresses)| addresses);
         for ip in known.into_iter().flatten() {
             let backend = maker.backend(&task, &task, SocketAddr::new(*ip, *port));
-            backends.push(Backend { sni: Arc::from(host.as_str()), ..backend });
+            let sni = settings.sni.as_deref().unwrap_or(host);
+            backends.push(Backend { sni: Arc::from(sni), ..backend });
         }
         // Without any names nobody has asked yet, as when a file is only checked.
         if known.map_or(!names.is_empty(), Vec::is_empty) {
@@ -251,7 +252,8 @@ impl<'a> Maker<'a> {
             node: Arc::clone(&self.empty),
             address,
             scheme: self.settings.scheme,
-            sni: Arc::clone(&self.empty),
+            sni: self.settings.sni.as_deref().map_or_else(|| Arc::clone(&self.empty), Arc::from),
+            trust: self.settings.trust.clone(),
             proxy_protocol: self.settings.proxy_protocol,
             condition: Condition::Healthy,
         }

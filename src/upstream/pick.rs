@@ -210,6 +210,7 @@ pub(super) mod tests {
             node: Arc::from("n1"),
             address,
             scheme: Scheme::Http,
+            trust: Default::default(),
             sni: Arc::from(""),
             proxy_protocol: None,
             condition: Condition::Healthy,

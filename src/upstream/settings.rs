@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{Balance, Check, KEYS, ProxyVersion, RetryOn, Scheme, Settings, Timeouts};
+use super::{Balance, Check, KEYS, ProxyVersion, RetryOn, Scheme, Settings, Timeouts, Trust};
 use crate::config::Defaults;
 use crate::diagnostic::{Diagnostic, Place, brief, nearest};
 use crate::label::{self, Effect, RouteSpec, Value};
@@ -32,6 +32,9 @@ pub fn parse(spec: &RouteSpec, defaults: &Defaults) -> (Settings, Vec<Diagnostic
     let settings = Settings {
         port: read.key("port", port),
         scheme: read.key("scheme", scheme).unwrap_or_default(),
+        trust: trust(&mut read),
+        ca: spec.get("upstream-ca").map(|value| value.text.clone()),
+        sni: read.key("upstream-sni", sni),
         address: read.list("address", address),
         proxy_protocol: read.key("proxy-protocol", proxy_version),
         network: spec.get("network").map(|value| value.text.clone()),
@@ -45,6 +48,7 @@ pub fn parse(spec: &RouteSpec, defaults: &Defaults) -> (Settings, Vec<Diagnostic
     };
     read.not_yet();
     read.findings.extend(late_answers(spec, &settings));
+    read.findings.extend(without_tls(spec, &settings));
     (settings, read.findings)
 }
 
@@ -57,6 +61,42 @@ fn late_answers(spec: &RouteSpec, settings: &Settings) -> Option<Diagnostic> {
             .at(value.place())
             .help("give the route a `timeout-idle` that is not longer than its `timeout-response`"),
     )
+}
+
+/// Keys about TLS on a route whose tasks are spoken to without: what somebody took for protected is not.
+fn without_tls(spec: &RouteSpec, settings: &Settings) -> Option<Diagnostic> {
+    let value = ["upstream-ca", "upstream-sni", "upstream-verify"].iter().find_map(|key| spec.get(key));
+    let value = value.filter(|_| !settings.scheme.is_secure())?;
+    Some(
+        Diagnostic::warning("upstream-not-tls", "this does nothing: requests go to the service without TLS")
+            .at(value.key_place())
+            .help("add `scheme: https` (or `grpcs`) beside it, or remove it"),
+    )
+}
+
+/// Verified unless `upstream-verify` says otherwise and nothing else does.
+fn trust(read: &mut Reader<'_>) -> Trust {
+    if read.key("upstream-verify", label::boolean) != Some(false) {
+        return Trust::Machine;
+    }
+    let Some(value) = read.spec.get("upstream-verify") else { return Trust::Machine };
+    let (finding, trust) = match read.spec.get("upstream-ca") {
+        Some(_) => (
+            Diagnostic::error(
+                "verify-contradiction",
+                "`upstream-ca` says by whom tasks are verified, and this that they are not: they are",
+            )
+            .help("remove one of the two"),
+            Trust::Machine,
+        ),
+        None => (
+            Diagnostic::warning("unverified-upstream", "the tasks' certificates are not looked at: whoever answers there is believed")
+                .help("name the CA that signed them with `upstream-ca`, and the name that they have with `upstream-sni`"),
+            Trust::Unverified,
+        ),
+    };
+    read.findings.push(finding.at(value.place()));
+    trust
 }
 
 /// Reads keys of one spec and gathers what could not be read.
@@ -113,7 +153,7 @@ fn bad(code: &str, value: &Value, what: &str, help: impl Into<String>) -> Diagno
     Diagnostic::error(code, format!("`{}` is not {what}", brief(&value.text))).at(value.place()).help(help)
 }
 
-fn port(value: &Value) -> Result<u16, Diagnostic> {
+pub(super) fn port(value: &Value) -> Result<u16, Diagnostic> {
     let help = match value.text.contains([':', '/']) {
         true => "write the container's own port alone, e.g. `8080`; the edge needs no published port",
         false => "write the port that the container listens on, 1 to 65535, e.g. `8080`",
@@ -126,6 +166,17 @@ fn scheme(value: &Value) -> Result<Scheme, Diagnostic> {
     let names = SCHEMES.iter().map(|(name, _)| *name);
     let found = SCHEMES.iter().find(|(name, _)| *name == text).map(|(_, scheme)| *scheme);
     found.ok_or_else(|| bad("bad-scheme", value, "a scheme", one_of(&text, names)))
+}
+
+/// One name that a certificate can have.
+fn sni(value: &Value) -> Result<String, Diagnostic> {
+    if value.text.parse::<std::net::IpAddr>().is_ok() {
+        return Ok(value.text.clone());
+    }
+    match label::host(value)? {
+        name if name.starts_with('*') => Err(bad("bad-sni", value, "one name", "write the name of the certificate, e.g. `shop.internal`")),
+        name => Ok(name),
+    }
 }
 
 fn proxy_version(value: &Value) -> Result<ProxyVersion, Diagnostic> {
@@ -275,6 +326,9 @@ mod tests {
         let timeouts =
             Timeouts { connect: Duration::from_secs(2), response: Duration::from_secs(60), idle: Duration::from_secs(61), request: None };
         let wanted = Settings {
+            trust: Trust::Machine,
+            ca: None,
+            sni: None,
             port: None,
             scheme: Scheme::Http,
             address: Vec::new(),

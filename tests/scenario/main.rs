@@ -1,7 +1,9 @@
 //! Short stories against the real thing. One binary, so that it links once; each story has its own ports.
 
+mod acme;
 mod deploys;
 mod discovery;
+mod dns;
 mod edge;
 mod front;
 mod handover;
@@ -9,7 +11,9 @@ mod harness;
 mod hostile;
 mod lean;
 mod limits;
+mod pebble;
 mod resilience;
+mod secrecy;
 mod seen;
 mod siege;
 mod swarm;

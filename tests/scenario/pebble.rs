@@ -1,0 +1,351 @@
+//! A certificate authority of one's own: pebble with real validation, its DNS server, and a listener that serves the answers to its
+//! challenges. Each has ports and state of its own.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rustls::ServerConfig;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use skep::certificate::challenge::{ALPN, Challenges};
+use skep::certificate::dns::{Dns, Error, Provider, Record};
+use skep::certificate::zone::Zones;
+use skep::config;
+use skep::store::{self, Change, Entry, Store, Version};
+
+use crate::harness::{request, send};
+
+/// A child process that ends with its owner.
+pub struct Process(pub Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already; then there is nothing to stop.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What differs from authority to authority.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Key ids with their keys: then accounts need one of them.
+    pub bindings: BTreeMap<&'static str, &'static str>,
+    /// Percent of the nonces that are refused.
+    pub refused_nonces: u32,
+    /// Slower validation, by up to so many seconds.
+    pub slow: Option<u32>,
+    pub alternate_roots: u32,
+}
+
+/// A running authority.
+pub struct Pebble {
+    pub directory: tempfile::TempDir,
+    /// Where its ACME directory is.
+    pub address: SocketAddr,
+    /// Where challtestsrv takes changes of the DNS.
+    pub dns: SocketAddr,
+    /// Where HTTP-01 and TLS-ALPN-01 are validated.
+    pub http_port: u16,
+    pub tls_port: u16,
+    options: Options,
+    pebble: Option<Process>,
+    names: Option<Process>,
+    dns_port: u16,
+}
+
+/// A port that nobody has.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A free port for both TCP and UDP.
+fn free_port_for_dns() -> u16 {
+    loop {
+        let port = free_port();
+        if std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// An authority for the servers of tests, its certificate, and a certificate with key for this machine, all PEM.
+pub fn server_certificate(directory: &Path) {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let pem = params.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::new(params, key);
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let leaf = params.signed_by(&key, &issuer).unwrap().pem();
+    for (name, text) in [("ca.pem", pem), ("cert.pem", leaf), ("key.pem", key.serialize_pem())] {
+        std::fs::write(directory.join(name), text).unwrap();
+    }
+}
+
+/// Waits until somebody listens.
+pub async fn listening(address: SocketAddr) {
+    let began = Instant::now();
+    while TcpStream::connect(address).await.is_err() {
+        assert!(began.elapsed() < Duration::from_secs(30), "nobody listens at {address}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+impl Pebble {
+    pub async fn start(options: Options) -> Pebble {
+        let directory = tempfile::tempdir().unwrap();
+        server_certificate(directory.path());
+        let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let mut pebble = Pebble {
+            directory,
+            address: at(free_port()),
+            dns: at(free_port()),
+            http_port: free_port(),
+            tls_port: free_port(),
+            options,
+            pebble: None,
+            names: None,
+            dns_port: free_port_for_dns(),
+        };
+        pebble.start_names().await;
+        pebble.start_authority().await;
+        pebble
+    }
+
+    /// The authority with its whole memory gone, as pebble keeps none.
+    pub async fn start_authority(&mut self) {
+        self.pebble = None;
+        let path = |name: &str| self.directory.path().join(name);
+        let options = &self.options;
+        let config = serde_json::json!({"pebble": {
+            "listenAddress": self.address.to_string(), "managementListenAddress": format!("127.0.0.1:{}", free_port()),
+            "certificate": path("cert.pem"), "privateKey": path("key.pem"), "httpPort": self.http_port, "tlsPort": self.tls_port,
+            "ocspResponderURL": "", "externalAccountBindingRequired": !options.bindings.is_empty(),
+            "externalAccountMACKeys": options.bindings, "certificateValidityPeriod": 7_776_000,
+        }});
+        std::fs::write(path("pebble.json"), config.to_string()).unwrap();
+        let mut command = Command::new("pebble");
+        command.arg("-config").arg(path("pebble.json")).args(["-dnsserver", &format!("127.0.0.1:{}", self.dns_port)]);
+        command.envs([("PEBBLE_WFE_NONCEREJECT", options.refused_nonces.to_string()), ("PEBBLE_AUTHZREUSE", "0".to_owned())]);
+        command.env("PEBBLE_ALTERNATE_ROOTS", options.alternate_roots.to_string());
+        match options.slow {
+            Some(seconds) => command.env("PEBBLE_VA_SLEEPTIME", seconds.to_string()),
+            None => command.env("PEBBLE_VA_NOSLEEP", "1"),
+        };
+        self.pebble = Some(self.spawn(command, "pebble.log"));
+        listening(self.address).await;
+    }
+
+    pub fn stop_authority(&mut self) {
+        self.pebble = None;
+    }
+
+    /// The DNS in which every name is this machine.
+    pub async fn start_names(&mut self) {
+        self.names = None;
+        let mut command = Command::new("pebble-challtestsrv");
+        command.args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", "", "-http01", "", "-https01", "", "-tlsalpn01", ""]);
+        command.args(["-dns01", &format!("127.0.0.1:{}", self.dns_port), "-management", &self.dns.to_string()]);
+        self.names = Some(self.spawn(command, "names.log"));
+        listening(self.dns).await;
+    }
+
+    pub fn stop_names(&mut self) {
+        self.names = None;
+    }
+
+    fn spawn(&self, mut command: Command, log: &str) -> Process {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.directory.path().join(log)).unwrap();
+        let program = command.get_program().to_owned();
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
+        Process(child.unwrap_or_else(|error| panic!("{program:?}: {error}; `./dev test` installs it, as does `apt-get install pebble`")))
+    }
+
+    /// The same DNS as Skep uses it.
+    pub fn provider(&self, names: &Arc<TestNames>) -> Arc<Dns> {
+        let server = SocketAddr::from(([127, 0, 0, 1], self.dns_port));
+        Arc::new(Dns::new(names.clone(), Zones::new(&[server], vec![server]).unwrap(), None, Duration::from_secs(20)))
+    }
+
+    /// The issuer as Skep is configured for it.
+    pub fn issuer(&self) -> config::Issuer {
+        self.issuer_at(self.address)
+    }
+
+    /// The same behind something that listens elsewhere.
+    pub fn issuer_at(&self, address: SocketAddr) -> config::Issuer {
+        let mut issuer = config::Issuer::new("pebble", &format!("https://{address}/dir"));
+        issuer.root = Some(self.directory.path().join("ca.pem"));
+        issuer
+    }
+
+    pub fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Changes the DNS: `set-txt`, `clear-txt`, `add-a`, `set-servfail`, ...
+    pub async fn change_names(&self, what: &str, body: serde_json::Value) {
+        change_names(self.dns, what, body).await;
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("pebble.log")).unwrap()
+    }
+}
+
+async fn change_names(address: SocketAddr, what: &str, body: serde_json::Value) {
+    let mut request = request("POST", "localhost", &format!("/{what}"), &[]);
+    *request.body_mut() = body.to_string().into();
+    let reply = send(address, request).await;
+    assert_eq!(reply.status, 200, "{what} {body}: {reply:?}");
+}
+
+/// challtestsrv as a DNS provider.
+#[derive(Debug)]
+pub struct TestNames {
+    management: SocketAddr,
+    /// What is there now: names with their values.
+    pub records: Mutex<Vec<(String, String)>>,
+}
+
+impl TestNames {
+    pub fn of(pebble: &Pebble) -> Arc<TestNames> {
+        Arc::new(TestNames { management: pebble.dns, records: Mutex::default() })
+    }
+}
+
+#[async_trait]
+impl Provider for TestNames {
+    async fn publish(&self, record: &Record) -> Result<(), Error> {
+        self.records.lock().unwrap().push((record.name.clone(), record.value.clone()));
+        let body = serde_json::json!({"host": format!("{}.", record.name), "value": record.value});
+        change_names(self.management, "set-txt", body).await;
+        Ok(())
+    }
+
+    async fn remove(&self, record: &Record) -> Result<(), Error> {
+        self.records.lock().unwrap().retain(|other| *other != (record.name.clone(), record.value.clone()));
+        change_names(self.management, "clear-txt", serde_json::json!({"host": format!("{}.", record.name)})).await;
+        Ok(())
+    }
+
+    fn needs_zone(&self) -> bool {
+        false
+    }
+}
+
+/// A store in memory.
+#[derive(Debug, Default)]
+pub struct Memory(pub Mutex<BTreeMap<String, Entry>>);
+
+impl Store for Memory {
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>, store::Error>> {
+        Box::pin(async move { Ok(self.0.lock().unwrap().get(key).cloned()) })
+    }
+
+    fn put<'a>(&'a self, key: &'a str, value: &'a [u8], expected: Option<&'a Version>) -> BoxFuture<'a, Result<Version, store::Error>> {
+        Box::pin(async move {
+            store::check_key(key)?;
+            let mut entries = self.0.lock().unwrap();
+            if entries.get(key).map(|entry| &entry.version) != expected {
+                return Err(store::Error::Conflict { key: key.to_owned() });
+            }
+            let version = Version::new(format!("{:?}", Instant::now()));
+            entries.insert(key.to_owned(), Entry { version: version.clone(), value: value.to_vec().into() });
+            Ok(version)
+        })
+    }
+
+    fn remove<'a>(&'a self, key: &'a str, _: &'a Version) -> BoxFuture<'a, Result<(), store::Error>> {
+        Box::pin(async move { Ok(drop(self.0.lock().unwrap().remove(key))) })
+    }
+
+    fn list<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<BTreeMap<String, Version>, store::Error>> {
+        unimplemented!("accounts are not listed")
+    }
+
+    fn watch(&self, _: &str) -> BoxStream<'static, Change> {
+        unimplemented!("accounts are not watched")
+    }
+}
+
+/// A listener for HTTP-01; ends with its owner.
+pub struct Answering(Vec<tokio::task::JoinHandle<()>>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+impl Answering {
+    /// Serves the answers in `challenges` over HTTP and over TLS, at these ports of 127.0.0.1.
+    pub async fn start(challenges: &Arc<Challenges>, http_port: u16, tls_port: u16) -> Answering {
+        Answering(vec![
+            tokio::spawn(http(TcpListener::bind(("127.0.0.1", http_port)).await.unwrap(), Arc::clone(challenges))),
+            tokio::spawn(tls(TcpListener::bind(("127.0.0.1", tls_port)).await.unwrap(), Arc::clone(challenges))),
+        ])
+    }
+}
+
+async fn http(listener: TcpListener, challenges: Arc<Challenges>) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let challenges = Arc::clone(&challenges);
+        tokio::spawn(async move {
+            let mut head = Vec::new();
+            while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                let Ok(1..) = stream.read_buf(&mut head).await else { return };
+            }
+            let head = String::from_utf8_lossy(&head).into_owned();
+            let path = head.split(' ').nth(1).unwrap_or_default();
+            let (status, body) = challenges.http(path).map_or(("404 Not Found", String::new()), |answer| ("200 OK", answer));
+            let answer = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            // Whoever asked may be gone.
+            let _ = stream.write_all(answer.as_bytes()).await;
+        });
+    }
+}
+
+#[derive(Debug)]
+struct ByChallenge(Arc<Challenges>);
+
+impl ResolvesServerCert for ByChallenge {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        hello.alpn()?.any(|protocol| protocol == ALPN).then_some(())?;
+        self.0.tls(hello.server_name()?)
+    }
+}
+
+async fn tls(listener: TcpListener, challenges: Arc<Challenges>) {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::new(ByChallenge(challenges)));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    while let Ok((stream, _)) = listener.accept().await {
+        let acceptor = acceptor.clone();
+        tokio::spawn(async move {
+            // What the handshake comes to is the authority's to judge.
+            if let Ok(mut stream) = acceptor.accept(stream).await {
+                let _ = stream.read(&mut [0]).await;
+            }
+        });
+    }
+}
