@@ -38,6 +38,7 @@ mod quota;
 mod ready;
 pub mod record;
 mod rfc2136;
+pub mod shelf;
 #[cfg(test)]
 mod simulation;
 pub mod standing;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use super::failure::{Blame, Failure, Refusal};
 use super::issuer::Issuer;
 use super::jitter::later;
 use super::plan::Order;
@@ -46,35 +47,14 @@ pub struct Trouble {
     pub alone: bool,
 }
 
-/// What an order came to, if not to a certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// These names cannot be had; the others may be had without them.
-    Names(BTreeMap<String, Blame>),
-    /// The authority wants no orders for `names` (none: no orders at all) before then.
-    RateLimited { until: Timestamp, names: BTreeSet<String>, error: String },
-    /// The authority is down, or does not let us in.
-    Issuer { until: Option<Timestamp>, error: String },
-    /// Something of ours: nobody else is to blame.
-    Local(String),
-}
-
-/// Why one name cannot be had.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Blame {
-    pub error: String,
-    /// The authority tried to validate it, which it counts.
-    pub tried: bool,
-    /// The authority does not want the name, as another one may.
-    pub by_issuer: bool,
-}
-
 /// Names that no label wants are remembered for so long: taking a label away and putting it back is no way around the pauses.
 const UNWANTED: SignedDuration = SignedDuration::from_hours(24);
 /// And no more of them than these.
 const MOST_UNWANTED: usize = 1_000;
+/// That a name reached us, and nothing else, is remembered for so long.
+const REACHED: SignedDuration = SignedDuration::from_hours(1);
 /// Characters of an error.
-const LONGEST_ERROR: usize = 400;
+const LONGEST_ERROR: usize = 300;
 
 impl Attempts {
     pub fn name(&self, name: &str) -> Option<&History> {
@@ -152,36 +132,33 @@ impl Attempts {
         quota.settled(names, false, now);
         self.replaced.retain(|_, successor| successor != names);
         match failure {
-            Failure::Names(blamed) => {
+            Failure::Names(refusals) => {
                 quota.trouble = None;
-                for (name, blame) in blamed {
-                    if blame.tried {
+                for (name, refusal) in refusals {
+                    if refusal.tried {
                         quota.invalid(name, now);
                     }
-                    if blame.by_issuer {
-                        let before = quota.refused.get(name);
-                        let trouble = Trouble::again(before, &blame.error, true, now);
+                    if is_policy(refusal) {
+                        let trouble = Trouble::again(quota.refused.get(name), &refusal.text, true, now);
                         quota.refused.insert(name.clone(), trouble);
                     } else {
                         let history = self.names.entry(name.clone()).or_default();
                         history.reached = None;
-                        history.failed = Some(Trouble::again(history.failed.as_ref(), &blame.error, true, now));
+                        history.failed = Some(Trouble::again(history.failed.as_ref(), &refusal.text, true, now));
                     }
                 }
             }
-            Failure::RateLimited { until, names, error } if names.is_empty() => quota.until = Some((*until, brief(error))),
-            Failure::RateLimited { until, names, error } => {
-                quota.names.extend(names.iter().map(|name| (name.clone(), (*until, brief(error)))));
+            Failure::RateLimited { until, names, text } if names.is_empty() => quota.until = Some((*until, brief(text))),
+            Failure::RateLimited { until, names, text } => {
+                quota.names.extend(names.iter().map(|name| (name.clone(), (*until, brief(text)))));
             }
-            Failure::Issuer { until, error } => {
-                quota.until = until.map(|until| (until, brief(error))).or(quota.until.take());
-                quota.trouble = Some(Trouble::again(quota.trouble.as_ref(), error, false, now));
-            }
-            Failure::Local(error) => {
+            Failure::Unavailable { retry_after, text } => quota.unavailable(*retry_after, text, now),
+            Failure::Account { text, .. } => quota.unavailable(None, text, now),
+            Failure::Local(text) => {
                 for name in names {
                     let history = self.names.entry(name.clone()).or_default();
                     let alone = history.failed.as_ref().is_some_and(|trouble| trouble.alone);
-                    history.failed = Some(Trouble::again(history.failed.as_ref(), error, alone, now));
+                    history.failed = Some(Trouble::again(history.failed.as_ref(), text, alone, now));
                 }
             }
         }
@@ -204,9 +181,11 @@ impl Attempts {
         self.issuers.retain(|_, quota| *quota != Quota::default());
         self.windows.retain(|record, _| records.contains(record.as_str()));
         self.replaced.retain(|record, _| records.contains(record.as_str()));
-        for history in self.names.values_mut() {
+        self.names.retain(|_, history| {
             history.not_of_the_future(now);
-        }
+            let troubled = history.unreachable.is_some() || history.failed.is_some();
+            troubled || history.reached.is_some_and(|at| later(at, REACHED) > now)
+        });
         let mut unwanted: Vec<(Timestamp, String)> = (self.names.iter())
             .filter(|(name, _)| !wanted.contains(name.as_str()))
             .map(|(name, history)| (history.last(), name.clone()))
@@ -238,12 +217,17 @@ impl History {
     }
 }
 
+/// Another authority may well certify the name: this one does not want to, or may not (RFC 8555, 6.7; RFC 8659 for `caa`).
+fn is_policy(refusal: &Refusal) -> bool {
+    refusal.blame == Blame::Authority || matches!(refusal.kind.as_str(), "rejectedIdentifier" | "unsupportedIdentifier" | "caa")
+}
+
 impl Trouble {
-    fn again(before: Option<&Trouble>, error: &str, alone: bool, now: Timestamp) -> Trouble {
+    pub(super) fn again(before: Option<&Trouble>, error: &str, alone: bool, now: Timestamp) -> Trouble {
         Trouble { times: before.map_or(1, |before| before.times.saturating_add(1)), at: now, error: brief(error), alone }
     }
 }
 
-fn brief(error: &str) -> String {
+pub(super) fn brief(error: &str) -> String {
     error.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).take(LONGEST_ERROR).collect()
 }

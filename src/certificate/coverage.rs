@@ -44,9 +44,9 @@ impl<'a> Service<'a> {
 }
 
 impl<'a> Coverage<'a> {
-    pub fn new(records: &'a [Record], now: Timestamp, seed: u64) -> Coverage<'a> {
+    pub fn new(records: &[&'a Record], now: Timestamp, seed: u64) -> Coverage<'a> {
         let mut by_name: BTreeMap<&str, Vec<Kept<'_>>> = BTreeMap::new();
-        for record in records {
+        for &record in records {
             let kept = Kept { record, due: due(record, seed) };
             for name in &record.names {
                 by_name.entry(name).or_default().push(kept);

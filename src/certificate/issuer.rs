@@ -2,6 +2,11 @@
 
 use jiff::SignedDuration;
 
+use crate::config::{self, Challenge, Config, DnsProvider};
+
+/// Its staging directory has wider limits, which nobody reaches.
+const LETS_ENCRYPT: &str = "acme-v02.api.letsencrypt.org";
+
 /// Whom to ask for certificates, and how. All times are bounds that the plan keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -74,24 +79,11 @@ impl Limits {
 }
 
 impl Issuer {
-    /// What is known of the authority whose ACME directory is at `directory`.
-    pub fn new(name: &str, directory: &str) -> Issuer {
-        const PUBLIC: [&str; 9] = [
-            "letsencrypt.org",
-            "zerossl.com",
-            "pki.goog",
-            "buypass.com",
-            "buypass.no",
-            "ssl.com",
-            "sectigo.com",
-            "digicert.com",
-            "actalis.com",
-        ];
-        let host = directory.split("://").last().unwrap_or_default().split(['/', ':', '?']).next().unwrap_or_default();
-        let is_of = |domain: &&str| host == *domain || host.strip_suffix(*domain).is_some_and(|rest| rest.ends_with('.'));
-        let staging = host.starts_with("acme-staging");
-        let limits = if is_of(&"letsencrypt.org") && !staging { Limits::LETS_ENCRYPT } else { Limits::UNTOLD };
-        Issuer { name: name.to_owned(), public: PUBLIC.iter().any(is_of), limits }
+    /// What is known of a configured authority.
+    pub fn new(configured: &config::Issuer) -> Issuer {
+        let host = configured.directory.split("://").last().unwrap_or_default().split(['/', ':', '?']).next().unwrap_or_default();
+        let limits = if host == LETS_ENCRYPT { Limits::LETS_ENCRYPT } else { Limits::UNTOLD };
+        Issuer { name: configured.name.clone(), public: configured.public, limits }
     }
 }
 
@@ -114,6 +106,17 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// As the configuration says. Nothing is obtained by ACME unless somebody agreed to terms.
+    pub fn new(config: &Config) -> Policy {
+        let named = config.acme.issuers.iter().filter(|_| config.acme.configured()).filter_map(|name| config.issuers.get(name));
+        Policy {
+            issuers: named.map(Issuer::new).collect(),
+            dns: config.dns.provider != DnsProvider::Off,
+            probe: config.acme.probe && config.acme.challenge != Challenge::Dns01,
+            ..Policy::default()
+        }
+    }
+
     /// The issuer of that name.
     pub fn issuer(&self, name: &str) -> Option<&Issuer> {
         self.issuers.iter().find(|issuer| issuer.name == name)
@@ -125,19 +128,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn authorities_are_known_by_their_directory() {
-        for (directory, public, limited) in [
-            ("https://acme-v02.api.letsencrypt.org/directory", true, true),
-            ("https://acme-staging-v02.api.letsencrypt.org/directory", true, false),
-            ("https://acme.zerossl.com/v2/DV90", true, false),
-            ("https://dv.acme-v02.api.pki.goog/directory", true, false),
-            ("https://localhost:14000/dir", false, false),
-            ("https://ca.notletsencrypt.org/dir", false, false),
-            ("https://ca.example.com/letsencrypt.org", false, false),
-            ("", false, false),
+    fn limits_are_known_by_the_directory() {
+        for (directory, limited) in [
+            ("https://acme-v02.api.letsencrypt.org/directory", true),
+            ("https://acme-staging-v02.api.letsencrypt.org/directory", false),
+            ("https://acme.zerossl.com/v2/DV90", false),
+            ("https://localhost:14000/dir", false),
+            ("https://ca.example.com/acme-v02.api.letsencrypt.org", false),
+            ("", false),
         ] {
-            let issuer = Issuer::new("name", directory);
-            assert_eq!((issuer.public, issuer.limits.orders.is_some()), (public, limited), "{directory}");
+            let issuer = Issuer::new(&config::Issuer::new("name", directory));
+            assert_eq!(issuer.limits.orders.is_some(), limited, "{directory}");
         }
+    }
+
+    #[test]
+    fn nobody_is_asked_before_somebody_agreed() {
+        let mut config = Config::default();
+        assert_eq!(Policy::new(&config).issuers, []);
+        config.acme.agree_tos = true;
+        let policy = Policy::new(&config);
+        assert_eq!((policy.issuers[0].name.as_str(), policy.probe, policy.dns), ("letsencrypt", true, false));
+        config.acme.challenge = Challenge::Dns01;
+        assert!(!Policy::new(&config).probe);
     }
 }

@@ -11,7 +11,7 @@ const NOWHERE: [&str; 3] = ["localhost", "invalid", "onion"];
 
 /// Why a name cannot be had, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct Unfit {
     pub message: String,
     pub help: &'static str,
 }
@@ -40,8 +40,8 @@ pub fn registered(name: &str) -> &str {
 }
 
 /// Why an authority cannot certify `name`; `public`: one that only certifies what is on the internet.
-pub fn refusal(name: &str, public: bool) -> Option<Refusal> {
-    let refuse = |message: String, help| Some(Refusal { message, help });
+pub fn refusal(name: &str, public: bool) -> Option<Unfit> {
+    let refuse = |message: String, help| Some(Unfit { message, help });
     if let Ok(address) = name.trim_matches(['[', ']']).parse::<IpAddr>() {
         let message = format!("public authorities certify names, and `{address}` is an address");
         return if public { refuse(message, "write a host name, or `cert: internal` or `cert: self`") } else { None };
@@ -60,8 +60,8 @@ pub fn refusal(name: &str, public: bool) -> Option<Refusal> {
     if public { unregistered(name, host, PRIVATE.iter().find(|suffix| below(suffix))) } else { None }
 }
 
-fn unregistered(name: &str, host: &str, private: Option<&&str>) -> Option<Refusal> {
-    let refuse = |message: String, help| Some(Refusal { message, help });
+fn unregistered(name: &str, host: &str, private: Option<&&str>) -> Option<Unfit> {
+    let refuse = |message: String, help| Some(Unfit { message, help });
     if let Some(suffix) = private {
         return refuse(format!("no public authority certifies `{name}`: `{suffix}` is for private use"), INTERNAL);
     }

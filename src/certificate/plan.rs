@@ -17,7 +17,8 @@ use super::wanted::Wish;
 #[derive(Clone, Copy, Debug)]
 pub struct Scene<'a> {
     pub wishes: &'a [Wish],
-    pub records: &'a [Record],
+    /// Obtained, made and given ones.
+    pub records: &'a [&'a Record],
     pub attempts: &'a Attempts,
     /// Actions that were begun and have not ended.
     pub under_way: &'a [Started],
@@ -140,6 +141,37 @@ pub fn plan(scene: &Scene<'_>) -> Vec<Action> {
     planner.obtain();
     planner.ask();
     planner.finish()
+}
+
+impl Action {
+    /// The names that it is about.
+    pub fn names(&self) -> &[String] {
+        match self {
+            Action::Want { .. } | Action::Unwant { .. } => &[],
+            Action::Order(Order { names, .. })
+            | Action::Prune { names, .. }
+            | Action::Issue { names, .. }
+            | Action::Probe { names }
+            | Action::AskWindow { names, .. }
+            | Action::Wait { names, .. } => names,
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Action::Want { id } => write!(formatter, "keep certificate {id}: it is wanted again"),
+            Action::Unwant { id } => write!(formatter, "note that no label wants certificate {id} any more"),
+            Action::Prune { id, .. } => write!(formatter, "drop certificate {id}"),
+            Action::Issue { source, .. } => write!(formatter, "make a certificate ({})", source.word()),
+            Action::Probe { .. } => formatter.write_str("ask whether the names reach this edge"),
+            Action::Order(Order { issuer, why: Why::New, .. }) => write!(formatter, "order from {issuer}"),
+            Action::Order(Order { issuer, why: Why::Renewal, .. }) => write!(formatter, "renew by {issuer}"),
+            Action::AskWindow { issuer, .. } => write!(formatter, "ask {issuer} when to renew"),
+            Action::Wait { reason, .. } => reason.fmt(formatter),
+        }
+    }
 }
 
 impl Reason {

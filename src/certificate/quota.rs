@@ -6,7 +6,7 @@ use std::hash::Hasher;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::attempt::Trouble;
+use super::attempt::{Trouble, brief};
 use super::issuer::{Limit, Limits, MEMORY};
 use super::jitter::later;
 use super::names;
@@ -80,6 +80,12 @@ impl Quota {
             order.state = if issued { State::Issued } else { State::Failed };
             order.at = if issued { now } else { order.at };
         }
+    }
+
+    /// It is down, or does not let us in; it may have said when to come back.
+    pub fn unavailable(&mut self, until: Option<Timestamp>, error: &str, now: Timestamp) {
+        self.until = until.map(|until| (until, brief(error))).or(self.until.take());
+        self.trouble = Some(Trouble::again(self.trouble.as_ref(), error, false, now));
     }
 
     /// It could not validate `name`.

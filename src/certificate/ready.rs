@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::attempt::{Attempts, Trouble};
 use super::issuer::{Issuer, Policy};
 use super::jitter::{later, part, pause};
-use super::names::{self, Refusal};
+use super::names::{self, Unfit};
 use super::plan::Reason;
 
 /// What is to be done about one name first.
@@ -17,7 +17,7 @@ pub enum Ready<'a> {
     Probe,
     Wait(Timestamp, Reason),
     /// No configured authority can certify it.
-    Never(Refusal),
+    Never(Unfit),
 }
 
 /// The pauses of one moment.
@@ -31,21 +31,21 @@ pub struct Patience<'a> {
 }
 
 /// Why none of the configured issuers can certify `name`.
-pub fn never(policy: &Policy, name: &str) -> Option<Refusal> {
+pub fn never(policy: &Policy, name: &str) -> Option<Unfit> {
     if policy.issuers.is_empty() {
         let message = "no authority is configured that could certify it".to_owned();
-        return Some(Refusal { message, help: "set `acme.agree-tos`, or write `cert: internal` or `cert: self`" });
+        return Some(Unfit { message, help: "set `acme.agree-tos`, or write `cert: internal` or `cert: self`" });
     }
     let mut refusals = policy.issuers.iter().map(|issuer| refusal(policy, issuer, name));
     let first = refusals.next().flatten()?;
     refusals.all(|refusal| refusal.is_some()).then_some(first)
 }
 
-fn refusal(policy: &Policy, issuer: &Issuer, name: &str) -> Option<Refusal> {
+fn refusal(policy: &Policy, issuer: &Issuer, name: &str) -> Option<Unfit> {
     names::refusal(name, issuer.public).or_else(|| {
         let message = format!("`{name}` can be proved by DNS-01 only, and no DNS provider is configured");
         let help = "set `dns.provider`, or label each host by its own name";
-        (names::is_wildcard(name) && !policy.dns).then_some(Refusal { message, help })
+        (names::is_wildcard(name) && !policy.dns).then_some(Unfit { message, help })
     })
 }
 

@@ -6,7 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
 use super::Source;
-use super::attempt::{Attempts, Blame, Failure};
+use super::attempt::Attempts;
+use super::failure::{Blame, Failure, Refusal};
 use super::issuer::{Issuer, Limit, Limits, Policy};
 use super::jitter::{later, part};
 use super::names;
@@ -189,7 +190,7 @@ impl World {
             let started: Vec<Started> = self.under_way.iter().map(|(started, _)| started.clone()).collect();
             let scene = Scene {
                 wishes: &wishes,
-                records: &self.records,
+                records: &self.records.iter().collect::<Vec<_>>(),
                 attempts: &self.attempts,
                 under_way: &started,
                 policy: &self.policy,
@@ -287,13 +288,13 @@ impl World {
         let bad: Vec<String> = order.names.iter().filter(|name| self.health(name) != Health::Good).cloned().collect();
         let authority = self.authorities.get_mut(&order.issuer).expect("an authority");
         if !authority.is_up(self.now) {
-            return Err(Failure::Issuer { until: None, error: "connection refused".to_owned() });
+            return Err(Failure::unavailable("connection refused"));
         }
         if !bad.is_empty() {
             authority.failed.extend(bad.iter().map(|name| (now, name.clone())));
             self.refused.extend(bad.iter().cloned());
-            let blame = |name: String| (name, Blame { error: "unauthorized".to_owned(), tried: true, by_issuer: false });
-            return Err(Failure::Names(bad.into_iter().map(blame).collect()));
+            let refusal = Refusal { tried: true, ..Refusal::ours("connection", Blame::Name, "connection refused") };
+            return Err(Failure::Names(bad.into_iter().map(|name| (name, refusal.clone())).collect()));
         }
         authority.issued.push((now, order.names.clone(), order.exempt));
         authority.replaced.extend(order.replaces.clone());
@@ -414,7 +415,7 @@ fn retry_after_is_kept_and_falls_to_the_next() {
     let limited = |names: &[&str], until| Failure::RateLimited {
         until: at(until),
         names: names.iter().map(|name| name.to_string()).collect(),
-        error: "too many".into(),
+        text: "too many".into(),
     };
     let name = ["a.example.com".to_owned()];
     world.attempts = Attempts::default().failed(Some("first"), &name, &limited(&[], 2 * HOUR), at(0));
@@ -427,7 +428,7 @@ fn retry_after_is_kept_and_falls_to_the_next() {
     let wishes = world.wanted();
     let scene = Scene {
         wishes: &wishes,
-        records: &world.records,
+        records: &world.records.iter().collect::<Vec<_>>(),
         attempts: &world.attempts,
         under_way: &[],
         policy: &world.policy,
@@ -459,7 +460,7 @@ fn certificates_of_our_own_and_names_that_none_can_certify() {
     let wishes = world.wanted();
     let scene = Scene {
         wishes: &wishes,
-        records: &world.records,
+        records: &world.records.iter().collect::<Vec<_>>(),
         attempts: &world.attempts,
         under_way: &[],
         policy: &world.policy,

@@ -55,6 +55,15 @@ impl State {
     }
 }
 
+/// All that is to be told of certificates.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    pub names: Vec<Standing>,
+    /// What is done next, as of now.
+    pub plan: Vec<Action>,
+    pub under_way: Vec<Action>,
+}
+
 /// All wanted names, in the order of their names.
 pub fn standings(scene: &Scene<'_>) -> Vec<Standing> {
     let coverage = Coverage::new(scene.records, scene.now, scene.seed);
