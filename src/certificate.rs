@@ -7,7 +7,6 @@ mod api;
 pub mod ari;
 pub mod attempt;
 pub mod authority;
-pub mod chain;
 pub mod challenge;
 mod cloudflare;
 mod coverage;

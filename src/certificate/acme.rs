@@ -13,13 +13,13 @@ use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::account::{self, Holder};
+use super::ari;
 use super::challenge::Challenges;
 use super::dns::Dns;
 use super::failure::{AccountProblem, Blame, Failure, Refusal, is_passing, kind_of};
 use super::order::{self, Answers};
 use super::record::{Record, Secret, Window};
 use super::transport::Transport;
-use super::{ari, chain};
 use crate::config::{Challenge, Issuer};
 use crate::store::Store;
 
@@ -60,9 +60,18 @@ pub struct Limits {
     pub order_by_dns: Duration,
 }
 
+impl Limits {
+    /// Those where records get `propagation` to be seen, once for each order, beside the time that finding their zones takes.
+    #[must_use]
+    pub fn with_propagation(self, propagation: Duration) -> Limits {
+        const FINDING: Duration = Duration::from_secs(60);
+        Limits { order_by_dns: self.order + FINDING + propagation, ..self }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { request: Duration::from_secs(20), order: Duration::from_secs(120), order_by_dns: Duration::from_secs(360) }
+        Limits { request: Duration::from_secs(20), order: Duration::from_secs(120), order_by_dns: Duration::from_secs(300) }
     }
 }
 
@@ -107,7 +116,7 @@ impl Acme {
         let failed = |error: Error| Failure::of(&error, &BTreeSet::new(), Timestamp::now());
         let (_, directory) = transport.get(&issuer.directory).await.map_err(failed)?;
         let Some(url) = ari::url(&directory).map_err(Failure::unavailable)? else { return Ok(None) };
-        let id = chain::identifier(&record.chain).map_err(Failure::Local)?;
+        let id = ari::identifier(&record.chain).map_err(Failure::Local)?;
         let (_, body) = transport.get(&format!("{}/{id}", url.trim_end_matches('/'))).await.map_err(failed)?;
         ari::window(&body, transport.said(), Timestamp::now()).map(Some).map_err(Failure::unavailable)
     }
@@ -182,18 +191,23 @@ pub fn proof(name: &str, challenge: Challenge) -> Challenge {
 /// Places the order; without `replaces` where the authority wants to hear nothing of that.
 async fn place(account: &Account, request: &Request<'_>) -> Result<Order, Error> {
     let identifiers: Vec<Identifier> = request.names.iter().map(|name| identifier(name)).collect();
-    let replaces = request.replaces.and_then(|chain| chain::identifier(chain).ok());
+    let mut replaces = request.replaces.and_then(|chain| ari::identifier(chain).ok());
     let order = || {
         let order = NewOrder::new(&identifiers);
         if let Some(profile) = &request.issuer.profile { order.profile(profile) } else { order }
     };
-    if let Some(replaces) = replaces {
-        match patiently(async || account.new_order(&order().replaces(replaces.clone())).await).await {
-            Err(error) if concerns_replacing(&error) => {}
+    let mut patience = Patience::default();
+    loop {
+        let asked = match &replaces {
+            Some(replaces) => order().replaces(replaces.clone()),
+            None => order(),
+        };
+        match account.new_order(&asked).await {
+            Err(error) if replaces.is_some() && concerns_replacing(&error) => replaces = None,
+            Err(error) => patience.wait(error).await?,
             placed => return placed,
         }
     }
-    patiently(async || account.new_order(&order()).await).await
 }
 
 /// The authority knows no replacing, or not the certificate, or has seen it replaced: the order stands without.
@@ -212,15 +226,26 @@ fn identifier(name: &str) -> Identifier {
     name.parse().map_or_else(|_| Identifier::Dns(name.to_owned()), Identifier::Ip)
 }
 
-/// Asks again, a few times, as long as the answer is one that may be another in a moment: instant-acme itself does so for three
-/// refused nonces in a row.
-pub async fn patiently<T>(mut ask: impl AsyncFnMut() -> Result<T, Error>) -> Result<T, Error> {
+/// How often a request is repeated whose answer may be another in a moment: instant-acme itself repeats one only for three refused
+/// nonces in a row.
+#[derive(Debug, Default)]
+pub struct Patience(usize);
+
+impl Patience {
     const PAUSES: [Duration; 4] = [Duration::from_millis(100), Duration::from_millis(400), Duration::from_secs(1), Duration::from_secs(3)];
-    for pause in PAUSES {
-        match ask().await {
-            Err(error) if is_passing(&error) => sleep(pause).await,
-            answer => return answer,
+
+    /// Waits, where it makes sense to ask again.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn wait(&mut self, error: Error) -> Result<(), Error> {
+        match Patience::PAUSES.get(self.0) {
+            Some(pause) if is_passing(&error) => {
+                self.0 += 1;
+                sleep(*pause).await;
+                Ok(())
+            }
+            _ => Err(error),
         }
     }
-    ask().await
 }

@@ -113,6 +113,7 @@ impl Policy {
             issuers: named.map(Issuer::new).collect(),
             dns: config.dns.provider != DnsProvider::Off,
             probe: config.acme.probe && config.acme.challenge != Challenge::Dns01,
+            keep_unwanted: SignedDuration::try_from(config.certificates.keep_unwanted).unwrap_or(SignedDuration::MAX),
             ..Policy::default()
         }
     }

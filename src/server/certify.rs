@@ -1,11 +1,10 @@
 //! Carries out the plan for certificates: asks for it whenever something happened, begins what it says, and remembers how that ended.
 //! It chooses nothing; what is not begun now is in the next plan again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -51,6 +50,8 @@ pub struct Certifier {
     shelf: Shelf,
     store: Arc<dyn Store>,
     acme: Arc<Acme>,
+    /// Where records may have been left behind.
+    sweeps: Option<Arc<dns::Dns>>,
     /// Why names cannot be asked whether they reach us, where they cannot.
     probe: Result<Arc<Probe>, String>,
     records: watch::Sender<Arc<Vec<Record>>>,
@@ -68,6 +69,8 @@ enum Done {
     Ordered { order: Order, outcome: Result<Issued, Failure> },
     Made { service: String, source: Source, names: Vec<String>, outcome: Result<Record, local::Error> },
     Asked { id: String, outcome: Result<Option<Window>, Failure> },
+    /// What an earlier run left in the DNS.
+    Swept,
 }
 
 impl Certifier {
@@ -91,7 +94,8 @@ impl Certifier {
             None
         });
         let probe = Probe::new(challenges.clone(), &config.dns.resolver, config.acme.probe_port).map(Arc::new);
-        let acme = Arc::new(Acme::new(challenges, store.clone(), dns, acme::Limits::default()));
+        let sweeps = dns.clone();
+        let acme = Arc::new(Acme::new(challenges, store.clone(), dns, acme::Limits::default().with_propagation(config.dns.propagation_timeout)));
         let mut certifier = Certifier {
             policy: Arc::new(policy),
             live,
@@ -101,6 +105,7 @@ impl Certifier {
             acme,
             probe,
             records,
+            sweeps,
             ledger: Arc::default(),
             under_way: Vec::new(),
             tasks: JoinSet::new(),
@@ -120,14 +125,24 @@ impl Certifier {
     /// Works until `stopping` turns true; then begins nothing more, and ends once what is under way has ended.
     pub async fn run(mut self, mut swapped: watch::Receiver<()>, mut stopping: watch::Receiver<bool>) {
         let mut files = self.files.clone();
+        if let Some(dns) = self.sweeps.take() {
+            self.tasks.spawn(async move {
+                dns.sweep().await;
+                Done::Swept
+            });
+        }
         loop {
             let rest = self.step().await;
-            tokio::select! {
-                Ok(()) = swapped.changed() => {}
-                Ok(()) = files.changed() => {}
-                Some(done) = self.tasks.join_next() => self.note(done).await,
-                _ = stopping.wait_for(|stop| *stop) => break,
-                () = tokio::time::sleep(rest) => self.shelf.save_again().await,
+            let done = tokio::select! {
+                Ok(()) = swapped.changed() => None,
+                Ok(()) = files.changed() => None,
+                Some(done) = self.tasks.join_next() => Some(done),
+                () = stopped(&mut stopping) => break,
+                () = tokio::time::sleep(rest) => None,
+            };
+            match done {
+                Some(done) => self.note(done).await,
+                None => self.shelf.save_again().await,
             }
         }
         while let Some(done) = self.tasks.join_next().await {
@@ -322,6 +337,7 @@ impl Certifier {
     /// Keeps what an action brought. What it means for later attempts.
     async fn ended(&mut self, done: Done, now: Timestamp) -> Box<dyn Fn(Attempts) -> Attempts + Send + Sync> {
         match done {
+            Done::Swept => Box::new(std::convert::identity),
             Done::Probed { name, answer } => {
                 self.finish(|action| matches!(action, Action::Probe { names } if names[..] == [name.clone()]));
                 Box::new(move |attempts| attempts.probed(&name, answer.as_ref().map(|()| ()).map_err(String::as_str), now))
@@ -407,6 +423,11 @@ impl Certifier {
             seed: SEED,
         });
     }
+}
+
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone: whoever would have told us has ended.
+    _ = stopping.wait_for(|stop| *stop).await;
 }
 
 fn record(order: &Order, issued: Issued) -> Record {

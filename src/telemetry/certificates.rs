@@ -44,7 +44,7 @@ pub(super) fn register(registry: &mut Registry, now: &CertificatesNow) {
     let (expiry, next) = (Family::<ByName, Gauge>::default(), Family::<ByName, Gauge>::default());
     let states = Family::<ByState, Gauge>::default();
     for state in [State::Valid, State::Expiring, State::Waiting, State::Refused] {
-        states.get_or_create(&ByState { state: state.word() });
+        states.get_or_create(&ByState { state: state.word() }).set(0);
     }
     for standing in &now.names {
         states.get_or_create(&ByState { state: standing.state.word() }).inc();

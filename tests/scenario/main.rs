@@ -1,6 +1,7 @@
 //! Short stories against the real thing. One binary, so that it links once; each story has its own ports.
 
 mod acme;
+mod authority;
 mod deploys;
 mod discovery;
 mod dns;
@@ -12,6 +13,8 @@ mod hostile;
 mod lean;
 mod limits;
 mod pebble;
+mod probing;
+mod renewal;
 mod resilience;
 mod secrecy;
 mod seen;
