@@ -34,8 +34,7 @@ impl Shelf {
     /// The store cannot be read.
     pub async fn open(store: Arc<dyn Store>) -> Result<Shelf, Error> {
         let (attempts, version) = attempts(&*store).await?;
-        let mut shelf =
-            Shelf { store, records: BTreeMap::new(), versions: BTreeMap::new(), unsaved: BTreeSet::new(), attempts, version };
+        let mut shelf = Shelf { store, records: BTreeMap::new(), versions: BTreeMap::new(), unsaved: BTreeSet::new(), attempts, version };
         for key in shelf.store.list(RECORDS).await?.into_keys() {
             shelf.read(&key).await?;
         }

@@ -77,15 +77,7 @@ fn row(standing: &Standing) -> Vec<String> {
     let from = standing.issuer.clone().unwrap_or_else(|| standing.source.word().to_owned());
     let next = standing.doing.clone().map(|_| "now".to_owned()).unwrap_or_else(|| time(standing.next));
     let error = standing.error.clone().or_else(|| standing.doing.clone()).unwrap_or_default();
-    vec![
-        standing.name.clone(),
-        standing.state.word().to_owned(),
-        from,
-        time(standing.expires),
-        next,
-        standing.service.clone(),
-        error,
-    ]
+    vec![standing.name.clone(), standing.state.word().to_owned(), from, time(standing.expires), next, standing.service.clone(), error]
 }
 
 fn time(at: Option<Timestamp>) -> String {

@@ -65,10 +65,24 @@ pub struct Certifier {
 
 /// How an action ended.
 enum Done {
-    Probed { name: String, answer: Result<(), String> },
-    Ordered { order: Order, outcome: Result<Issued, Failure> },
-    Made { service: String, source: Source, names: Vec<String>, outcome: Result<Record, local::Error> },
-    Asked { id: String, outcome: Result<Option<Window>, Failure> },
+    Probed {
+        name: String,
+        answer: Result<(), String>,
+    },
+    Ordered {
+        order: Order,
+        outcome: Result<Issued, Failure>,
+    },
+    Made {
+        service: String,
+        source: Source,
+        names: Vec<String>,
+        outcome: Result<Record, local::Error>,
+    },
+    Asked {
+        id: String,
+        outcome: Result<Option<Window>, Failure>,
+    },
     /// What an earlier run left in the DNS.
     Swept,
 }
@@ -95,7 +109,8 @@ impl Certifier {
         });
         let probe = Probe::new(challenges.clone(), &config.dns.resolver, config.acme.probe_port).map(Arc::new);
         let sweeps = dns.clone();
-        let acme = Arc::new(Acme::new(challenges, store.clone(), dns, acme::Limits::default().with_propagation(config.dns.propagation_timeout)));
+        let acme =
+            Arc::new(Acme::new(challenges, store.clone(), dns, acme::Limits::default().with_propagation(config.dns.propagation_timeout)));
         let mut certifier = Certifier {
             policy: Arc::new(policy),
             live,

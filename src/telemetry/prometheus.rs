@@ -16,9 +16,9 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::certificates::{self, CertificatesNow};
 use super::process::Process;
 use super::tally::{Series, Tally, Timing, Totals};
-use super::certificates::{self, CertificatesNow};
 use super::{Record, limits};
 use crate::traffic::LimitNow;
 
