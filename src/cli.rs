@@ -2,6 +2,7 @@
 //! Results go to standard output, notes to standard error; the exit code says 0 fine, 1 something is wrong, 2 could not look.
 
 mod ask;
+mod certs;
 mod check;
 mod compare;
 mod completions;
@@ -56,6 +57,8 @@ enum Command {
     Routes(routes::Args),
     /// Say why a request goes where it goes
     Explain(explain::Args),
+    /// How the names stand that want certificates, and what is done about them
+    Certs(certs::Args),
     /// The reference of all labels
     Labels(labels::Args),
     /// Print what Docker said, as JSON: a bug report that can be asked again
@@ -102,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Routes(args) => routes::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Certs(args) => certs::run(&args),
         Command::Labels(args) => labels::run(&args),
         Command::Snapshot(args) => snapshot::run(&args),
         Command::Health(args) => health::run(&args),

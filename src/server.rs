@@ -2,6 +2,7 @@
 //! Everything that decides is elsewhere; this file starts tasks, connects their channels and ends them in the right order.
 
 mod admission;
+mod certify;
 mod credentials;
 pub mod demo;
 mod descriptors;
@@ -12,6 +13,7 @@ mod inherit;
 mod init;
 pub mod listener;
 mod notify;
+mod outlook;
 mod ports;
 mod probes;
 mod program;
@@ -62,6 +64,7 @@ use crate::telemetry::slow::SlowLog;
 use crate::upstream::Ledger;
 
 use self::admission::Admission;
+use self::certify::Certifier;
 use self::credentials::{Credentials, Files, default_entry, open_store};
 use self::handover::{Handover, Successor};
 use self::inherit::Inherited;
@@ -255,6 +258,9 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let records = watch::Sender::<Arc<Vec<certificate::record::Record>>>::default();
     let credentials = Credentials::new(&config, default_entry()?, challenges.clone(), publisher.live.clone())?;
     let terminator = credentials.terminator.clone();
+    let obtained = records.subscribe();
+    let certifier = Certifier::open(config.clone(), store, challenges.clone(), publisher.live.clone(), files.clone(), records);
+    let certifier = certifier.await.map_err(|error| Error::Start(format!("certificates cannot be read: {error}")))?;
     let conduit = Conduit { ledger: publisher.ledger.clone(), observer: recorder.clone() };
     let (mut workers, mut proxies) = (Workers::default(), Vec::new());
     for _ in 0..workers_wanted(&config) {
@@ -296,6 +302,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
             limits: limits.clone(),
             recorder: recorder.clone(),
             health,
+            certificates: certifier.ledger(),
             connections: connections.clone(),
             admission: admission.clone(),
             runtimes: workers.runtimes().chain([tokio::runtime::Handle::current().metrics()]).collect(),
@@ -305,7 +312,8 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     }
     tasks.spawn(limits.tend());
     tasks.spawn(probes::follow(publisher.live.clone(), publisher.ledger.clone(), publisher.swapped.subscribe()));
-    tasks.spawn(credentials.follow(records.subscribe(), files, publisher.swapped.subscribe()));
+    tasks.spawn(credentials.follow(obtained, files, publisher.swapped.subscribe()));
+    tasks.spawn(certifier.run(publisher.swapped.subscribe(), stopping.clone()));
     let claimed = publisher.swapped.subscribe();
     let streams = Ports {
         conduit,

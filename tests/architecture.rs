@@ -40,6 +40,7 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("certificate", "propagation"),
     ("certificate", "publish"),
     ("certificate", "rfc2136"),
+    ("certificate", "shelf"),
     ("certificate", "transport"),
     ("certificate", "unverified"),
     ("certificate", "zone"),

@@ -50,6 +50,13 @@ pub enum Source {
     SelfSigned,
 }
 
+impl Source {
+    /// As labels have it.
+    pub fn word(self) -> &'static str {
+        SOURCES.iter().find(|(_, source)| *source == self).map_or("", |(word, _)| *word)
+    }
+}
+
 const SOURCES: [(&str, Source); 4] =
     [("acme", Source::Acme), ("file", Source::File), ("internal", Source::Internal), ("self", Source::SelfSigned)];
 

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Recorder;
 use super::admission::Admission;
+use super::outlook;
 use crate::provider;
 use crate::proxy::clock;
 use crate::proxy::limit::Limits;
@@ -29,6 +30,7 @@ pub struct View {
     pub health: Arc<provider::Health>,
     pub connections: TaskTracker,
     pub admission: Arc<Admission>,
+    pub certificates: Arc<outlook::Ledger>,
     /// Of the main runtime and of the workers'.
     pub runtimes: Vec<RuntimeMetrics>,
     /// Without an engine, the stack files are all there is to know, and they are always read.
@@ -40,12 +42,14 @@ impl View {
     pub fn admin(self) -> Admin {
         let (live, metrics, view) = (self.live.clone(), self.recorder.metrics.clone(), Arc::new(self));
         let (now, ledger, limits) = (view.clone(), view.ledger.clone(), view.limits.clone());
+        let certificates = view.certificates.clone();
         Admin {
             live,
             metrics,
             now: Box::new(move || now.now()),
             ledger: Box::new(move || view.ledger()),
             limits: Box::new(move || limits.now()),
+            certificates: Box::new(move || certificates.report()),
             ailment: Box::new(move |backend| ledger.ailment(&backend.id, clock::now())),
         }
     }
@@ -71,6 +75,7 @@ impl View {
             upstreams: self.upstreams(),
             limits: self.limits.now(),
             refused_retries: self.ledger.refused_retries(),
+            certificates: self.certificates.now(),
         }
     }
 

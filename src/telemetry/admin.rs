@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Sleep, sleep};
 
 use super::prometheus::{CONTENT_TYPE, Metrics, Now};
+use crate::certificate::standing::Report;
 use crate::state::Live;
 use crate::traffic::LimitNow;
 use crate::upstream::Backend;
@@ -42,6 +43,7 @@ const CONTENTS: &str = "\
 /snapshot     what Docker said (JSON)
 /ledger       counters of the backends (JSON)
 /limits       counters and circuits of the routes (JSON)
+/certificates how the names stand that want certificates, and what is done next (JSON)
 ";
 
 /// What the admin listener tells from.
@@ -54,6 +56,8 @@ pub struct Admin {
     pub ledger: Box<dyn Fn() -> Value + Send + Sync>,
     /// The limits of the routes that have any.
     pub limits: Box<dyn Fn() -> Vec<LimitNow> + Send + Sync>,
+    /// How names stand that want certificates.
+    pub certificates: Box<dyn Fn() -> Report + Send + Sync>,
     /// Why a backend that is up gets no requests, in words.
     pub ailment: Ailment,
 }
@@ -84,6 +88,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/snapshot", get(snapshot))
         .route("/ledger", get(ledger))
         .route("/limits", get(limits))
+        .route("/certificates", get(certificates))
         .fallback(unknown)
         .with_state(admin)
         .layer(middleware::from_fn(guard))
@@ -121,6 +126,10 @@ async fn ledger(Shared(admin): Told) -> Response {
 
 async fn limits(Shared(admin): Told) -> Response {
     Json((admin.limits)()).into_response()
+}
+
+async fn certificates(Shared(admin): Told) -> Response {
+    Json((admin.certificates)()).into_response()
 }
 
 async fn unknown() -> Response {
@@ -256,6 +265,7 @@ mod tests {
             now: Box::new(move || Now { snapshot_age, ..Now::default() }),
             ledger: Box::new(|| serde_json::json!({ "backends": 0 })),
             limits: Box::new(|| vec![LimitNow { route: "shop".into(), ..LimitNow::default() }]),
+            certificates: Box::new(Report::default),
             ailment: Box::new(|_| None),
         })
     }
@@ -292,6 +302,7 @@ mod tests {
             ("/diagnostics", 200, "skep.hots"),
             ("/snapshot", 200, r#""name":"shop""#),
             ("/ledger", 200, r#"{"backends":0}"#),
+            ("/certificates", 200, r#""names":[]"#),
             ("/elsewhere", 404, "/routes "),
         ];
         for (path, status, part) in cases {

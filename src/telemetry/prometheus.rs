@@ -16,6 +16,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::certificates::{self, CertificatesNow};
 use super::process::Process;
 use super::tally::{Series, Tally, Timing, Totals};
 use super::{Record, limits};
@@ -50,6 +51,7 @@ pub struct Now {
     pub limits: Vec<LimitNow>,
     /// By service.
     pub refused_retries: Vec<(Arc<str>, u64)>,
+    pub certificates: CertificatesNow,
 }
 
 /// One backend at the moment of a scrape.
@@ -273,6 +275,7 @@ fn scraped(now: &Now) -> Registry {
     now.process.open_fds.into_iter().for_each(|count| registry.register("process_open_fds", help, whole(count)));
     upstreams(&mut registry, &now.upstreams);
     limits::register(&mut registry, &now.limits);
+    certificates::register(&mut registry, &now.certificates);
     let refused = Family::<ByService, Counter>::default();
     for (service, count) in &now.refused_retries {
         refused.get_or_create(&ByService { service: Arc::clone(service) }).inc_by(*count);

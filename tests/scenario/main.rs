@@ -2,6 +2,7 @@
 
 mod acme;
 mod authority;
+mod certs;
 mod deploys;
 mod discovery;
 mod dns;

@@ -151,6 +151,15 @@ impl Pebble {
         listening(self.address).await;
     }
 
+    pub fn stop_authority(&mut self) {
+        self.pebble = None;
+    }
+
+    /// What the authority says of what it does.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("pebble.log")).unwrap()
+    }
+
     /// The DNS in which every name is this machine.
     pub async fn start_names(&mut self) {
         self.names = None;
