@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use pingora_core::apps::{HttpServerOptions, ServerApp};
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::configuration::ServerConf;
@@ -44,7 +45,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::certificate;
 use crate::certificate::challenge::Challenges;
-use crate::config::{self, Config, needs_restart};
+use crate::config::{self, Config, DefaultCertificate, needs_restart};
 use crate::diagnostic::{Diagnostic, render};
 use crate::handover::stays;
 use crate::provider::Health;
@@ -55,6 +56,7 @@ use crate::proxy::lean::Lean;
 use crate::proxy::limit::Limits;
 use crate::proxy::pingora::Edge;
 use crate::state::Live;
+use crate::store::Store;
 use crate::telemetry::Record;
 use crate::telemetry::admin;
 use crate::telemetry::log::AccessLog;
@@ -184,6 +186,8 @@ pub struct Running {
     /// Where it listens, with the ports that were really given.
     pub http: Vec<SocketAddr>,
     pub https: Vec<SocketAddr>,
+    /// PEM: of the authority of its own, where certificates come from it.
+    pub internal_root: Option<String>,
     pub admin: Option<SocketAddr>,
     /// One a worker.
     proxies: Vec<Arc<HttpProxy<Edge>>>,
@@ -211,10 +215,15 @@ pub struct Running {
 pub async fn start(options: Options) -> Result<Running, Error> {
     let Options { config, reload, files, demo } = options;
     refuse_missing_authorities()?;
-    let (program, config) = (Program::of_this_process(), Arc::new(config));
+    let (program, mut config) = (Program::of_this_process(), config);
     let mut inherited = Inherited::ask(&config).await;
     let mut bind = |addresses: &[SocketAddr]| addresses.iter().map(|address| inherited.listener(*address)).collect::<Result<Vec<_>, _>>();
     let (http, https) = (bind(&config.http.listen)?, bind(&config.https.listen)?);
+    // Redirects name the port that was really given.
+    if let (None, Some(Ok(given))) = (config.https.public_port, https.first().map(TcpListener::local_addr)) {
+        config.https.public_port = Some(given.port());
+    }
+    let config = Arc::new(config);
     let admin = config.admin.listen.map(|address| inherited.listener(address)).transpose()?;
     let mut copies = handover::copies(&config, &http, &https, admin.as_ref()).map_err(worker_error)?;
     let (spans, exporter) = otlp::open(&config.otlp).map_err(Error::Start)?.unzip();
@@ -236,6 +245,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     }
     let files = given_files(&config, &mut tasks).await;
     let store = open_store(&config)?;
+    let internal_root = internal_root(&config, &*store).await?;
     let publisher = Publisher::new(config_receiver, sources, files.clone(), recorder.metrics.clone());
     let limits = publisher.limits.clone();
     let ports = ports::first(&publisher.live.load(), &mut inherited);
@@ -259,7 +269,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let credentials = Credentials::new(&config, default_entry()?, challenges.clone(), publisher.live.clone())?;
     let terminator = credentials.terminator.clone();
     let obtained = records.subscribe();
-    let certifier = Certifier::open(config.clone(), store, challenges.clone(), publisher.live.clone(), files.clone(), records);
+    let certifier = Certifier::open(config.clone(), store.clone(), challenges.clone(), publisher.live.clone(), files.clone(), records);
     let certifier = certifier.await.map_err(|error| Error::Start(format!("certificates cannot be read: {error}")))?;
     let conduit = Conduit { ledger: publisher.ledger.clone(), observer: recorder.clone() };
     let (mut workers, mut proxies) = (Workers::default(), Vec::new());
@@ -303,6 +313,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
             recorder: recorder.clone(),
             health,
             certificates: certifier.ledger(),
+            store: store.clone(),
             connections: connections.clone(),
             admission: admission.clone(),
             runtimes: workers.runtimes().chain([tokio::runtime::Handle::current().metrics()]).collect(),
@@ -336,6 +347,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     Ok(Running {
         http: http_addresses,
         https: https_addresses,
+        internal_root,
         admin: admin_address,
         proxies,
         connections,
@@ -350,6 +362,15 @@ pub async fn start(options: Options) -> Result<Running, Error> {
         handover,
         stays,
     })
+}
+
+/// The root that clients have to trust where all certificates come from our own authority.
+async fn internal_root(config: &Config, store: &dyn Store) -> Result<Option<String>, Error> {
+    if config.certificates.default != DefaultCertificate::Internal || config.https.listen.is_empty() {
+        return Ok(None);
+    }
+    let authority = certificate::local::authority(store, Timestamp::now()).await;
+    authority.map(|authority| Some(authority.root_pem().to_owned())).map_err(|error| Error::Start(error.to_string()))
 }
 
 /// The certificates that the user gives, read and watched.

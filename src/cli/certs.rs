@@ -15,7 +15,9 @@ use super::{Failure, Outcome, Verdict, ask, output};
 const PATIENT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  skep certs\n  skep certs plan\n  skep certs --json | jq '.names[] | select(.state != \"valid\")'")]
+#[command(
+    after_help = "Examples:\n  skep certs\n  skep certs plan\n  skep certs root > root.pem\n  skep certs --json | jq '.names[] | select(.state != \"valid\")'"
+)]
 pub(super) struct Args {
     #[command(flatten)]
     config: ConfigFile,
@@ -33,6 +35,8 @@ pub(super) struct Args {
 enum What {
     /// What is being done and will be done, and when
     Plan,
+    /// The root of the internal authority, for clients that are to trust it
+    Root,
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
@@ -40,21 +44,33 @@ pub(super) fn run(args: &Args) -> Outcome {
     let Some(address) = args.admin.or(config.admin.listen) else {
         return Err(Failure::said("the settings name no admin listener (`admin.listen`): name one with --admin"));
     };
+    if matches!(args.what, Some(What::Root)) {
+        return root(address);
+    }
     let report = fetch(address).map_err(|reason| Failure::said(format!("the edge at {address} does not tell: {reason}")))?;
     let findings: Vec<Diagnostic> = report.names.iter().filter_map(Standing::finding).collect();
     match (args.json, args.what) {
         (true, None) => output::json(&serde_json::json!({ "names": report.names, "findings": findings }))?,
-        (true, Some(What::Plan)) => output::json(&serde_json::json!({ "under_way": report.under_way, "plan": report.plan }))?,
+        (true, Some(_)) => output::json(&serde_json::json!({ "under_way": report.under_way, "plan": report.plan }))?,
         (false, None) => {
             output::print(&table(&report.names))?;
             if !findings.is_empty() {
                 output::note(render(&findings, output::color_on_stderr()).trim_end());
             }
         }
-        (false, Some(What::Plan)) => output::print(&planned(&report))?,
+        (false, Some(_)) => output::print(&planned(&report))?,
     }
     let wrong = report.names.iter().any(|standing| standing.state != State::Valid);
     Ok(if wrong && args.what.is_none() { Verdict::Wrong } else { Verdict::Fine })
+}
+
+/// Prints the PEM text as it is, for a file.
+fn root(address: SocketAddr) -> Outcome {
+    match ask::get(address, "/certificates/root.pem", PATIENT) {
+        Ok((200, body)) => output::print(&String::from_utf8_lossy(&body)).map(|()| Verdict::Fine),
+        Ok((_, body)) => Err(Failure::said(format!("the edge at {address} has none: {}", String::from_utf8_lossy(&body).trim_end()))),
+        Err(error) => Err(Failure::said(format!("the edge at {address} does not tell: {error}"))),
+    }
 }
 
 fn fetch(address: SocketAddr) -> Result<Report, String> {

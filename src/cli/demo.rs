@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use crate::config::{AccessLogFormat, Config};
+use crate::config::{AccessLogFormat, Config, DefaultCertificate};
 use crate::server::demo::{invitation, upstreams};
 use crate::server::{self, Options};
 
@@ -18,6 +18,9 @@ pub(super) struct Args {
     /// Listen here for requests [default: a free port of 127.0.0.1]
     #[arg(long, value_name = "ADDR")]
     http: Option<SocketAddr>,
+    /// Listen here for requests over HTTPS [default: a free port of 127.0.0.1]
+    #[arg(long, value_name = "ADDR")]
+    https: Option<SocketAddr>,
     /// Listen here for metrics and the other commands [default: a free port of 127.0.0.1]
     #[arg(long, value_name = "ADDR")]
     admin: Option<SocketAddr>,
@@ -42,7 +45,8 @@ fn config(args: &Args, given: Config) -> Config {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let mut config = Config { docker: given.docker, log: given.log, ..Config::default() };
     config.http.listen = vec![args.http.unwrap_or(any)];
-    config.https.listen = Vec::new();
+    config.https.listen = vec![args.https.unwrap_or(any)];
+    config.certificates.default = DefaultCertificate::Internal;
     config.admin.listen = Some(args.admin.unwrap_or(any));
     config.docker.enabled &= !args.no_docker && may_answer(&config.docker.endpoint);
     config.state.directory = None;
@@ -63,7 +67,7 @@ async fn serve(config: Config) -> Outcome {
     let mut told = Ok(());
     let ran = server::run(options, |running| {
         if let Some(http) = running.http.first() {
-            told = output::print(&invitation(*http, running.admin));
+            told = output::print(&invitation(*http, running.https.first().copied(), running.admin, running.internal_root.as_deref()));
         }
         match &docker {
             Some(endpoint) => output::note(&format!("The services of Docker at {endpoint} are routed too.")),

@@ -106,7 +106,7 @@ async fn slow(name: &'static str, Query(Seconds { seconds }): Query<Seconds>, he
 }
 
 /// What to try, for the terminal.
-pub fn invitation(http: SocketAddr, admin: Option<SocketAddr>) -> String {
+pub fn invitation(http: SocketAddr, https: Option<SocketAddr>, admin: Option<SocketAddr>, root: Option<&str>) -> String {
     let port = http.port();
     let mut text = format!(
         "\nSkep is at http://hello.localhost:{port}/ — open it, or try:\n\n\
@@ -119,9 +119,23 @@ pub fn invitation(http: SocketAddr, admin: Option<SocketAddr>) -> String {
          \x20 curl -i http://nothing.localhost:{port}/       # no such route: 404\n\
          \x20 websocket: ws://echo.localhost:{port}/ws\n"
     );
+    if let (Some(https), Some(admin)) = (https, admin) {
+        let port = https.port();
+        text.push_str(&format!(
+            "\nOver HTTPS as well, by certificates of an authority of its own:\n\n\
+             \x20 curl -i http://secure.localhost:{}/            # leads to HTTPS\n\
+             \x20 skep certs root --admin {admin} > root.pem     # whom to trust for that\n\
+             \x20 curl --cacert root.pem https://secure.localhost:{port}/\n",
+            http.port()
+        ));
+        if let Some(root) = root {
+            text.push_str(&format!("\n{root}"));
+        }
+    }
     if let Some(admin) = admin {
         text.push_str(&format!(
             "\n  skep routes --admin {admin}                       # what is routed where\n\
+             \x20 skep certs --admin {admin}                        # which certificates there are\n\
              \x20 skep explain --admin {admin} http://typo.localhost/ # why something is not\n\
              \x20 curl http://{admin}/metrics\n"
         ));

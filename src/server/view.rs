@@ -10,11 +10,13 @@ use tokio_util::task::TaskTracker;
 use super::Recorder;
 use super::admission::Admission;
 use super::outlook;
+use crate::certificate::local;
 use crate::provider;
 use crate::proxy::clock;
 use crate::proxy::limit::Limits;
 use crate::snapshot::Condition;
 use crate::state::Live;
+use crate::store::Store;
 use crate::telemetry::admin::Admin;
 use crate::telemetry::otlp::Spans;
 use crate::telemetry::process::Process;
@@ -31,10 +33,17 @@ pub struct View {
     pub connections: TaskTracker,
     pub admission: Arc<Admission>,
     pub certificates: Arc<outlook::Ledger>,
+    pub store: Arc<dyn Store>,
     /// Of the main runtime and of the workers'.
     pub runtimes: Vec<RuntimeMetrics>,
     /// Without an engine, the stack files are all there is to know, and they are always read.
     pub docker: bool,
+}
+
+/// The root of the internal authority, which is made where there was none so far.
+async fn root(store: Arc<dyn Store>) -> Result<String, String> {
+    let authority = local::authority(&*store, Timestamp::now()).await.map_err(|error| error.to_string())?;
+    Ok(authority.root_pem().to_owned())
 }
 
 impl View {
@@ -42,7 +51,7 @@ impl View {
     pub fn admin(self) -> Admin {
         let (live, metrics, view) = (self.live.clone(), self.recorder.metrics.clone(), Arc::new(self));
         let (now, ledger, limits) = (view.clone(), view.ledger.clone(), view.limits.clone());
-        let certificates = view.certificates.clone();
+        let (certificates, store) = (view.certificates.clone(), view.store.clone());
         Admin {
             live,
             metrics,
@@ -50,6 +59,7 @@ impl View {
             ledger: Box::new(move || view.ledger()),
             limits: Box::new(move || limits.now()),
             certificates: Box::new(move || certificates.report()),
+            root: Box::new(move || Box::pin(root(store.clone()))),
             ailment: Box::new(move |backend| ledger.ailment(&backend.id, clock::now())),
         }
     }

@@ -15,6 +15,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -44,6 +45,7 @@ const CONTENTS: &str = "\
 /ledger       counters of the backends (JSON)
 /limits       counters and circuits of the routes (JSON)
 /certificates how the names stand that want certificates, and what is done next (JSON)
+/certificates/root.pem whom clients trust who trust Skep's internal authority
 ";
 
 /// What the admin listener tells from.
@@ -58,6 +60,8 @@ pub struct Admin {
     pub limits: Box<dyn Fn() -> Vec<LimitNow> + Send + Sync>,
     /// How names stand that want certificates.
     pub certificates: Box<dyn Fn() -> Report + Send + Sync>,
+    /// The root of the internal authority, as PEM; or why there is none.
+    pub root: Box<dyn Fn() -> BoxFuture<'static, Result<String, String>> + Send + Sync>,
     /// Why a backend that is up gets no requests, in words.
     pub ailment: Ailment,
 }
@@ -89,6 +93,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/ledger", get(ledger))
         .route("/limits", get(limits))
         .route("/certificates", get(certificates))
+        .route("/certificates/root.pem", get(root))
         .fallback(unknown)
         .with_state(admin)
         .layer(middleware::from_fn(guard))
@@ -126,6 +131,13 @@ async fn ledger(Shared(admin): Told) -> Response {
 
 async fn limits(Shared(admin): Told) -> Response {
     Json((admin.limits)()).into_response()
+}
+
+async fn root(Shared(admin): Told) -> Response {
+    match (admin.root)().await {
+        Ok(pem) => ([(header::CONTENT_TYPE, "application/x-pem-file")], pem).into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+    }
 }
 
 async fn certificates(Shared(admin): Told) -> Response {
@@ -266,6 +278,7 @@ mod tests {
             ledger: Box::new(|| serde_json::json!({ "backends": 0 })),
             limits: Box::new(|| vec![LimitNow { route: "shop".into(), ..LimitNow::default() }]),
             certificates: Box::new(Report::default),
+            root: Box::new(|| Box::pin(async { Err("no store".to_owned()) })),
             ailment: Box::new(|_| None),
         })
     }
