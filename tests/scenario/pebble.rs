@@ -48,6 +48,8 @@ pub struct Options {
     /// Slower validation, by up to so many seconds.
     pub slow: Option<u32>,
     pub alternate_roots: u32,
+    /// Seconds for which its certificates are good; 0: 90 days.
+    pub validity: u32,
 }
 
 /// A running authority.
@@ -57,6 +59,8 @@ pub struct Pebble {
     pub address: SocketAddr,
     /// Where challtestsrv takes changes of the DNS.
     pub dns: SocketAddr,
+    /// Where it tells of itself.
+    management: SocketAddr,
     /// Where HTTP-01 and TLS-ALPN-01 are validated.
     pub http_port: u16,
     pub tls_port: u16,
@@ -115,6 +119,7 @@ impl Pebble {
             directory,
             address: at(free_port()),
             dns: at(free_port()),
+            management: at(free_port()),
             http_port: free_port(),
             tls_port: free_port(),
             options,
@@ -133,10 +138,10 @@ impl Pebble {
         let path = |name: &str| self.directory.path().join(name);
         let options = &self.options;
         let config = serde_json::json!({"pebble": {
-            "listenAddress": self.address.to_string(), "managementListenAddress": format!("127.0.0.1:{}", free_port()),
+            "listenAddress": self.address.to_string(), "managementListenAddress": self.management.to_string(),
             "certificate": path("cert.pem"), "privateKey": path("key.pem"), "httpPort": self.http_port, "tlsPort": self.tls_port,
             "ocspResponderURL": "", "domainBlocklist": ["blocked.test"], "externalAccountBindingRequired": !options.bindings.is_empty(),
-            "externalAccountMACKeys": options.bindings, "certificateValidityPeriod": 7_776_000,
+            "externalAccountMACKeys": options.bindings, "certificateValidityPeriod": if options.validity > 0 { options.validity } else { 7_776_000 },
         }});
         std::fs::write(path("pebble.json"), config.to_string()).unwrap();
         let mut command = Command::new("pebble");
@@ -149,6 +154,15 @@ impl Pebble {
         };
         self.pebble = Some(self.spawn(command, "pebble.log"));
         listening(self.address).await;
+    }
+
+    /// Whom clients of its certificates trust.
+    pub async fn roots(&self) -> rustls::RootCertStore {
+        let url = format!("https://{}/roots/0", self.management);
+        let told = tokio::process::Command::new("curl").args(["-sSk", &url]).output().await.expect("curl is installed");
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(rustls::pki_types::pem::PemObject::from_pem_slice(&told.stdout).expect("a root")).unwrap();
+        roots
     }
 
     pub fn stop_authority(&mut self) {
