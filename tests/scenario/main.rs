@@ -7,6 +7,7 @@ mod front;
 mod handover;
 mod harness;
 mod hostile;
+mod http2;
 mod lean;
 mod limits;
 mod resilience;
