@@ -256,3 +256,43 @@ pub(super) fn poll_reset(session: &mut HttpSession, cx: &mut Context<'_>) -> Pol
     let reason = ready!(Pin::new(&mut session.idle()).poll(cx));
     Poll::Ready(reason.map_or_else(io::Error::other, reset))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The content of chunks that come cut into pieces.
+    fn content(text: &[u8], cut: usize) -> Result<(Vec<u8>, bool), Malformed> {
+        let (mut chunks, mut content, mut trailers, mut surplus) = (Chunks::default(), Vec::new(), Vec::new(), false);
+        for piece in text.chunks(cut) {
+            let mut piece = BytesMut::from(piece);
+            surplus |= unchunk(&mut chunks, &mut piece, &mut trailers)?;
+            content.extend_from_slice(&piece);
+        }
+        assert!(chunks.done());
+        Ok((content, surplus))
+    }
+
+    proptest! {
+        #[test]
+        fn the_content_is_the_same_however_it_is_cut(pieces in proptest::collection::vec("[a-z]{1,40}", 0..8), cut in 1_usize..100) {
+            let mut text = Vec::new();
+            for piece in &pieces {
+                text.extend_from_slice(format!("{:x};e\r\n{piece}\r\n", piece.len()).as_bytes());
+            }
+            text.extend_from_slice(b"0\r\n\r\n");
+            prop_assert_eq!(content(&text, cut), Ok((pieces.concat().into_bytes(), false)));
+            text.extend_from_slice(b"more");
+            prop_assert_eq!(content(&text, text.len()), Ok((pieces.concat().into_bytes(), true)));
+        }
+
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut trailers = Vec::new();
+            _ = unchunk(&mut Chunks::default(), &mut BytesMut::from(&bytes[..]), &mut trailers);
+            _ = wire::trailers(&bytes);
+        }
+    }
+}

@@ -141,6 +141,8 @@ struct Ending {
     /// Without a request it is closed after so long.
     leaves: Option<Duration>,
     rest: Rest,
+    /// Some of the last answers was not out when it was looked at last.
+    flushes: bool,
     /// Its idle time.
     keep_alive: Duration,
     /// For how long a client may take nothing of what is still to be sent.
@@ -151,7 +153,14 @@ impl Ending {
     fn new(lean: &Lean) -> Ending {
         let config = &lean.live.load().config.proxy;
         let rest = Rest::new(lean.crowd.clone());
-        Ending { is_announced: false, leaves: None, rest, keep_alive: config.keep_alive, write_timeout: config.write_timeout }
+        Ending {
+            is_announced: false,
+            leaves: None,
+            rest,
+            flushes: false,
+            keep_alive: config.keep_alive,
+            write_timeout: config.write_timeout,
+        }
     }
 
     fn announce(&mut self, connection: &mut Connection<Stream, Bytes>) {
@@ -167,9 +176,12 @@ impl Ending {
 
     /// No request is served. Ready once the connection is to be closed.
     fn poll(&mut self, cx: &mut Context<'_>, connection: &mut Connection<Stream, Bytes>) -> Poll<()> {
-        let limit = match (self.is_announced, connection.has_streams()) {
+        let flushes = connection.has_streams();
+        if std::mem::replace(&mut self.flushes, flushes) && !flushes {
+            self.rest.begin_anew();
+        }
+        let limit = match (self.is_announced, flushes) {
             (false, _) => self.keep_alive,
-            // The last answers are not all out.
             (true, true) => self.write_timeout,
             (true, false) => self.leaves.unwrap_or(GOODBYE),
         };

@@ -385,6 +385,21 @@ mod tests {
     }
 
     #[test]
+    fn trailers_are_fields_that_may_stand_there() {
+        let table = [
+            ("", ""),
+            ("X-Sum: 1\r\nx-b: 2\r\n", "x-sum=1 x-b=2"),
+            ("X-Sum: 1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\nHost: b\r\nConnection: close\r\n", "x-sum=1"),
+            ("no field\r\n", ""),
+        ];
+        for (section, wanted) in table {
+            let map = trailers(section.as_bytes());
+            let told: Vec<_> = map.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
+            assert_eq!(told.join(" "), wanted, "{section:?}");
+        }
+    }
+
+    #[test]
     fn only_requests_of_one_clear_shape_are_plain() {
         let table = [
             ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "plain"),

@@ -2,12 +2,16 @@
 //! one connection carries streams of both paths until it ends without a loss.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use h2::Reason;
 use h2::client::SendRequest;
 use http::{HeaderMap, Request, Response};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -654,4 +658,75 @@ async fn an_idle_upstream_connection_that_was_closed_costs_nobody_a_request() {
     for _ in 0..200 {
         assert_eq!(in_time(client.get("/")).await.unwrap().body, "ok");
     }
+}
+
+/// Takes any certificate: who the edge is matters elsewhere.
+#[derive(Debug)]
+struct Credulous;
+
+impl ServerCertVerifier for Credulous {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[tokio::test]
+async fn what_tls_agreed_on_is_spoken_and_told() {
+    let upstream = Upstream::start("web").await;
+    let edge = Edge::with_config(&labelled(upstream.address), |config| {
+        config.https.listen = vec!["127.0.0.1:0".parse().unwrap()];
+        // In clear it would be refused.
+        config.proxy.h2c = false;
+    })
+    .await;
+    let mut trust = rustls::ClientConfig::builder().dangerous().with_custom_certificate_verifier(Arc::new(Credulous)).with_no_client_auth();
+    trust.alpn_protocols = vec![b"h2".to_vec()];
+    let tcp = TcpStream::connect(edge.running.https[0]).await.unwrap();
+    let name = ServerName::try_from("web.test").unwrap();
+    let tls = in_time(tokio_rustls::TlsConnector::from(Arc::new(trust)).connect(name, tcp)).await.unwrap();
+    assert_eq!(tls.get_ref().1.alpn_protocol(), Some(b"h2".as_slice()));
+    let (sender, connection) = h2::client::handshake(tls).await.unwrap();
+    let client = Client { sender, ended: tokio::spawn(connection) };
+    let at = |host: &str| Request::get(format!("https://{host}/")).body(()).unwrap();
+    for _ in 0..3 {
+        let reply = in_time(client.send(at("web.test"), b"")).await.unwrap();
+        assert_eq!((reply.status, reply.upstream_saw("x-forwarded-proto").as_str()), (200, "https"));
+    }
+    assert_eq!(in_time(client.get("/bytes/1000000")).await.unwrap().body.len(), 1_000_000);
+    // Only the first one waited for the handshake.
+    let lines = edge.log_lines(4).await;
+    assert_eq!(lines.iter().filter(|line| !line["tls_ms"].is_null()).count(), 1, "{}", lines[0]);
+    let refused = TcpStream::connect(edge.http).await.unwrap();
+    let (sender, connection) = h2::client::handshake(refused).await.unwrap();
+    let client = Client { sender, ended: tokio::spawn(connection) };
+    assert!(in_time(client.get("/")).await.is_err());
 }
