@@ -11,11 +11,12 @@ use pingora_core::protocols::http::date::get_cached_date;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use super::answer::Rendered;
 use super::client::Client;
 use super::dispatch::Dispatch;
 use super::exchange::Edit;
 use super::pump::{Fault, Pump};
-use super::relay::{GATHERED, Progress, Side};
+use super::side::{GATHERED, Progress, Side};
 use super::wire::{self, Framing, Malformed, Request, Response};
 use crate::state::Route;
 
@@ -151,5 +152,23 @@ pub(super) fn status_line(status: StatusCode) -> Vec<u8> {
     out.push(b' ');
     out.extend_from_slice(status.canonical_reason().unwrap_or("").as_bytes());
     out.extend_from_slice(b"\r\n");
+    out
+}
+
+/// An answer of ours as it goes out.
+pub(super) fn bytes_of(rendered: Rendered, close: bool) -> Vec<u8> {
+    let mut out = status_line(rendered.status);
+    for (name, value) in &rendered.headers {
+        wire::line(&mut out, name.as_str().as_bytes(), value.as_bytes());
+    }
+    if !rendered.headers.iter().any(|(name, _)| name == header::CONTENT_LENGTH) && rendered.status != StatusCode::NO_CONTENT {
+        wire::line(&mut out, b"Content-Length", b"0");
+    }
+    wire::line(&mut out, b"Date", get_cached_date().as_bytes());
+    if close {
+        out.extend_from_slice(b"Connection: close\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(rendered.body.as_bytes());
     out
 }

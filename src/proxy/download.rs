@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::chunks::Chunks;
 use super::pump::{Fault, with_scratch};
-use super::relay::Progress;
+use super::side::Progress;
 use super::wire::{self, Framing, Malformed};
 
 /// The most that is read at once, and so what waits for a client that takes nothing.

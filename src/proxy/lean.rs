@@ -1,5 +1,5 @@
-//! The lean path: plain HTTP/1.1 requests to plain HTTP/1.1 upstreams without a copy, a channel or a task of their own.
-//! It serves a connection as long as its requests are plain and hands each other one to pingora, so that every request is
+//! The lean path: plain requests to plain HTTP/1.1 upstreams without a copy, a channel or a task of their own.
+//! Of HTTP/1.1 it serves a connection as long as its requests are plain and hands each other one to pingora, so that every request is
 //! decided by the same functions and only the bytes take another way.
 
 use std::pin::{Pin, pin};
@@ -17,23 +17,24 @@ use pingora_timeout::timeout;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::answer::{Answer, Rendered};
+use super::Observer;
+use super::answer::Answer;
 use super::client::Client;
-use super::direct::{Direct, status_line};
+use super::direct::{Direct, bytes_of};
 use super::dispatch::Dispatch;
 use super::exchange::{self, Asked, Exchange};
 use super::head::Target;
 use super::idle::Idle;
 use super::limit::Limits;
 use super::pingora::Edge;
+use super::plain::Going;
 use super::relay::{Ended, Relay};
 use super::socket::Socket;
 use super::stream::{ClientStream, HeadLimits, PerConnection};
 use super::wire::{self, Arrived, Request};
-use super::{Observer, Routed};
 use crate::certificate::challenge::Challenges;
-use crate::state::{Action, Live, Route};
-use crate::upstream::{Ledger, Scheme};
+use crate::state::Live;
+use crate::upstream::Ledger;
 
 /// After an early answer the rest of the request is read for so long, or the client would see a reset instead of the answer.
 pub(super) const DRAIN_REQUEST: Duration = Duration::from_secs(1);
@@ -52,7 +53,7 @@ pub struct Lean {
     pub(super) live: Arc<Live>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) observer: Arc<dyn Observer>,
-    limits: Arc<Limits>,
+    pub(super) limits: Arc<Limits>,
     pub(super) challenges: Arc<Challenges>,
     pub(super) idle: Idle,
     /// Somebody waits for a place: idle connections make room.
@@ -67,14 +68,6 @@ pub struct Lean {
 enum After {
     Next,
     Close,
-}
-
-/// A request that may go to an upstream.
-pub(super) struct Going {
-    pub(super) route: Arc<Route>,
-    /// Path and query for the upstream, and the prefix that was stripped.
-    pub(super) target: String,
-    pub(super) prefix: Option<String>,
 }
 
 /// What a plain request turned out to be.
@@ -241,39 +234,6 @@ impl Lean {
         Way::Here(self.finish(client, request, &headers, &uri, &mut ctx, ended, bytes_in).await)
     }
 
-    /// What becomes of a request on a lean path: it goes on, or gets an answer of ours. `None`: it is pingora's. `streamed`: as in
-    /// [`crate::traffic::Traffic::transforms`].
-    pub(super) async fn judge(
-        &self,
-        ctx: &mut Exchange,
-        routed: Routed,
-        uri: &Uri,
-        headers: &HeaderMap,
-        streamed: bool,
-    ) -> Option<Result<Going, Answer>> {
-        match routed {
-            // Its page has to be fetched.
-            Routed::Answer(Some(route), _) if route.traffic.limits.error_page.is_some() => None,
-            Routed::Answer(route, answer) => {
-                ctx.route = route;
-                Some(Err(answer))
-            }
-            Routed::Forward(route) if !is_plain(&route, streamed) => None,
-            Routed::Forward(route) => {
-                let (target, prefix) = upstream_target(&route, ctx, uri)?;
-                ctx.route = Some(route.clone());
-                let client = ctx.origin.as_ref().map_or(std::net::IpAddr::from([0, 0, 0, 0]), |origin| origin.client);
-                Some(match self.limits.admit(&route, client, headers).await {
-                    Ok(pass) => {
-                        ctx.transform.pass = pass;
-                        Ok(Going { route, target, prefix })
-                    }
-                    Err(answer) => Err(answer),
-                })
-            }
-        }
-    }
-
     /// Answers where that is left to us, and tells of the request.
     #[expect(clippy::too_many_arguments, reason = "all that is known of a request at its end")]
     async fn finish(
@@ -366,42 +326,4 @@ impl Lean {
         // Where an upgrade was refused, nobody can tell what was sent ahead for the other protocol from a next request.
         request.close || request.upgrade || *self.stopping.borrow() || most.is_some_and(|most| client.about.phase.served() + 1 >= most)
     }
-}
-
-/// Nothing of the route needs more than bytes passed on over plain HTTP/1.1.
-fn is_plain(route: &Route, streamed: bool) -> bool {
-    let Action::Forward { pool, .. } = &route.action else { return false };
-    !route.traffic.transforms(streamed)
-        && pool
-            .groups
-            .iter()
-            .all(|group| group.backends.first().is_none_or(|backend| backend.scheme == Scheme::Http && backend.proxy_protocol.is_none()))
-}
-
-/// Path and query for the upstream, and the stripped prefix; `None` where labels make something else of it than plain ASCII.
-fn upstream_target(route: &Route, ctx: &Exchange, uri: &Uri) -> Option<(String, Option<String>)> {
-    let (path, prefix) = route.traffic.rewrite(&ctx.path).map_or((None, None), |(path, prefix)| (Some(path), prefix));
-    let path = path.as_deref().unwrap_or(&ctx.path);
-    if !path.bytes().all(|byte| matches!(byte, b'!'..=b'~')) {
-        return None;
-    }
-    Some((uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}")), prefix))
-}
-
-/// An answer of ours as it goes out.
-fn bytes_of(rendered: Rendered, close: bool) -> Vec<u8> {
-    let mut out = status_line(rendered.status);
-    for (name, value) in &rendered.headers {
-        wire::line(&mut out, name.as_str().as_bytes(), value.as_bytes());
-    }
-    if !rendered.headers.iter().any(|(name, _)| name == http::header::CONTENT_LENGTH) && rendered.status != http::StatusCode::NO_CONTENT {
-        wire::line(&mut out, b"Content-Length", b"0");
-    }
-    wire::line(&mut out, b"Date", pingora_core::protocols::http::date::get_cached_date().as_bytes());
-    if close {
-        out.extend_from_slice(b"Connection: close\r\n");
-    }
-    out.extend_from_slice(b"\r\n");
-    out.extend_from_slice(rendered.body.as_bytes());
-    out
 }

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::chunks::Chunks;
-use super::relay::Progress;
+use super::side::Progress;
 use super::wire::{Framing, Malformed};
 
 /// The most that is read at once; what the other side does not take of it waits in the pump.

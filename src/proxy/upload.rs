@@ -14,7 +14,7 @@ use pingora_timeout::timeout;
 use tokio::io::AsyncWrite;
 
 use super::pump::Fault;
-use super::relay::{GATHERED, Progress};
+use super::side::{GATHERED, Progress};
 use super::wire;
 
 /// As much is made ready for the socket at once. A frame is not divided, and ours may have 16 KB.
