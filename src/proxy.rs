@@ -3,6 +3,7 @@
 
 pub mod answer;
 mod attempt;
+mod bell;
 pub mod chunks;
 mod client;
 pub mod clock;

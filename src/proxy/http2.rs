@@ -4,7 +4,7 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use pingora_core::apps::ServerApp;
 use pingora_core::protocols::http::v2::server::{H2Accept, HttpSession, handshake};
 use pingora_core::protocols::{Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Stream};
 
+use super::bell::Bell;
 use super::client::Client;
 use super::lean::{Lean, SPREAD_MS};
 use super::rest::Rest;
@@ -57,16 +58,20 @@ impl Lean {
         let mut stopping = self.stopping.clone();
         let mut stopped = pin!(stopping.wait_for(|stop| *stop));
         let mut idle_end = pin!(self.idle_end.cancelled());
+        let bell = Arc::<Bell>::default();
+        let waker = Waker::from(bell.clone());
         poll_fn(|cx| {
+            bell.mute(cx);
             if !ending.is_announced && stopped.as_mut().poll(cx).is_ready() {
                 ending.announce(&mut connection);
             }
             loop {
                 // Answers first: what they send leaves with what the connection has to send.
                 while let Poll::Ready(Some(())) = served.poll_next_unpin(cx) {}
+                bell.forget();
                 let begun = requests.begun;
                 while requests.begun < begun + AT_ONCE
-                    && let Poll::Ready(session) = requests.poll(cx, &mut connection)
+                    && let Poll::Ready(session) = requests.poll(&mut Context::from_waker(&waker), &mut connection)
                 {
                     match session {
                         Some(session) => served.push(self.serve_stream(session, about)),
@@ -79,6 +84,7 @@ impl Lean {
                     break;
                 }
             }
+            bell.unmute();
             if !served.is_empty() {
                 ending.rest.end();
                 return Poll::Pending;

@@ -32,17 +32,17 @@ use crate::state::Route;
 
 impl Lean {
     /// Serves one stream to its end.
-    pub(super) async fn serve_stream(&self, session: HttpSession, about: &PerConnection) {
-        if let Some(session) = self.plain_stream(session, about).await {
+    pub(super) async fn serve_stream(&self, mut session: HttpSession, about: &PerConnection) {
+        if !self.plain_stream(&mut session, about).await {
             // Boxed: most are plain, and need no room for this.
             Box::pin(self.proxy.process_new_http(ServerSession::new_http2(session), &self.stopping)).await;
         }
     }
 
-    /// A plain request whose route is plain too; any other comes back as it was.
-    async fn plain_stream(&self, mut session: HttpSession, about: &PerConnection) -> Option<HttpSession> {
+    /// A plain request whose route is plain too; any other is left as it was.
+    async fn plain_stream(&self, session: &mut HttpSession, about: &PerConnection) -> bool {
         let head = session.req_header();
-        let Some(length) = plain_length(head) else { return Some(session) };
+        let Some(length) = plain_length(head) else { return false };
         let upload = Upload::new(length, session.is_body_done());
         let mut ctx = Exchange::new(self.live.load());
         ctx.connection = Some(about.clone());
@@ -51,20 +51,20 @@ impl Lean {
         let asked = Asked { version: Version::HTTP_2, method: &head.method, headers: &head.headers, has_authority, size };
         let routed = ctx.decide(&asked, target(head), None, &self.challenges);
         let streamed = length.is_none() && upload.is_streamed();
-        let Some(judged) = self.judge(&mut ctx, routed, &head.uri, &head.headers, streamed).await else { return Some(session) };
+        let Some(judged) = self.judge(&mut ctx, routed, &head.uri, &head.headers, streamed).await else { return false };
         // The session is written to while its head is looked at.
         let request = std::mem::replace(session.req_header_mut(), http::Request::new(()).into_parts().0.into());
         let (ended, bytes_in) = match judged {
             // Some send a request and take it back at once (CVE-2023-44487): no upstream is troubled for them.
-            Ok(_) if let Some(error) = reset_already(&mut session).await => {
+            Ok(_) if let Some(error) = reset_already(session).await => {
                 ctx.failure = Some(Failed::Client(error).words());
                 (Ended::Broken(None, 0), 0)
             }
-            Ok(going) => self.relay(&mut session, &request, &mut ctx, going, upload).await,
+            Ok(going) => self.relay(session, &request, &mut ctx, going, upload).await,
             Err(answer) => (Ended::Refused(answer), 0),
         };
         self.finish_stream(session, &request, &mut ctx, ended, bytes_in).await;
-        None
+        true
     }
 
     async fn relay(
@@ -93,7 +93,7 @@ impl Lean {
     }
 
     /// Answers where that is left to us, and tells of the request.
-    async fn finish_stream(&self, mut session: HttpSession, request: &RequestHeader, ctx: &mut Exchange, ended: Ended, bytes_in: u64) {
+    async fn finish_stream(&self, session: &mut HttpSession, request: &RequestHeader, ctx: &mut Exchange, ended: Ended, bytes_in: u64) {
         let (status, bytes_out) = match ended {
             Ended::Answered { status, bytes_out, .. } => (Some(status), bytes_out),
             Ended::Broken(status, bytes_out) => (status, bytes_out),
@@ -101,7 +101,7 @@ impl Lean {
                 if matches!(answer, Answer::BadGateway | Answer::Timeout) {
                     ctx.transform.pass.answered(true);
                 }
-                match self.refuse(&mut session, request, ctx, answer).await {
+                match self.refuse(session, request, ctx, answer).await {
                     Ok((status, bytes_out)) => (Some(status), bytes_out),
                     Err(error) => {
                         tracing::debug!(%error, "the client left before the error page");
