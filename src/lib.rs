@@ -34,9 +34,10 @@
 //! [`snapshot::Snapshot`]; `server` hands it to [`state::State::build`], which asks [`label::parse`] and then each feature's
 //! `parse` for its typed keys; [`state::Live::publish`] compares, stores and says what changed.
 //!
-//! **A request arrives.** `server::listener` accepts on one of the worker threads and hands the connection to [`proxy::lean`]. A plain
-//! HTTP/1.1 request stays there: bytes in, bytes out. Everything else (HTTP/2, upgrades, chunked requests, routes that compress or mirror,
-//! TLS upstreams) goes to pingora, request by request, through [`proxy::stream`] and [`proxy::pingora`]. Both load the state once, let
+//! **A request arrives.** `server::listener` accepts on one of the worker threads and hands the connection to [`proxy::lean`]. Plain
+//! requests stay there, of HTTP/1.1 as bytes in and bytes out, of HTTP/2 as streams that its connection's task serves itself.
+//! Everything else (upgrades, chunked requests of HTTP/1.1, gRPC, routes that compress or mirror, TLS upstreams) goes to pingora,
+//! request by request, through [`proxy::stream`] and [`proxy::pingora`]. Both load the state once, let
 //! [`proxy::route`] decide, ask [`proxy::limit::Limits::admit`] whether the request may go on now, let [`upstream::Pool::pick`] choose a
 //! backend, decide on another try by [`upstream::retry`], and hand a [`telemetry::Record`] to the access log and the metrics at the end.
 //!

@@ -1,6 +1,8 @@
 //! Finding the end of a chunked body (RFC 9112, 7.1) while its bytes pass through unchanged.
 //! Strict: line ends are CR LF, sizes are hexadecimal digits alone; what laxer readers would see otherwise is refused.
 
+use std::ops::Range;
+
 use super::wire::Malformed;
 
 /// Bytes of extensions and trailers together; honest ones are short.
@@ -30,11 +32,13 @@ pub struct Chunks {
     /// The size being read, then the bytes of the chunk that are still to come.
     left: u64,
     extra: usize,
+    /// The trailer section has begun.
+    in_trailer: bool,
 }
 
 impl Default for Chunks {
     fn default() -> Self {
-        Chunks { at: At::Size(0), left: 0, extra: 0 }
+        Chunks { at: At::Size(0), left: 0, extra: 0, in_trailer: false }
     }
 }
 
@@ -49,10 +53,20 @@ impl Chunks {
     /// # Errors
     /// Bytes that are no chunks.
     pub fn advance(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        self.read(bytes, |_| {}, |_| {})
+    }
+
+    /// As [`Chunks::advance`]; `data` is told where in `bytes` each piece of a chunk's content stands, `trailer` gets the trailer
+    /// section (RFC 9112, 7.1.2) byte by byte, without its last line end.
+    ///
+    /// # Errors
+    /// Bytes that are no chunks.
+    pub fn read(&mut self, bytes: &[u8], mut data: impl FnMut(Range<usize>), mut trailer: impl FnMut(u8)) -> Result<usize, Malformed> {
         let mut at = 0;
         while at < bytes.len() && self.at != At::Done {
             if self.at == At::Data {
                 let taken = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len() - at);
+                data(at..at + taken);
                 self.left -= taken as u64;
                 at += taken;
                 if self.left == 0 {
@@ -61,6 +75,10 @@ impl Chunks {
                 continue;
             }
             self.at = self.step(bytes[at])?;
+            if matches!(self.at, At::Trailer | At::TrailerLf) || (self.at == At::TrailerStart && bytes[at] == b'\n' && self.in_trailer) {
+                self.in_trailer = true;
+                trailer(bytes[at]);
+            }
             at += 1;
         }
         Ok(at)
@@ -138,6 +156,25 @@ mod tests {
             assert_eq!(whole(text).ok(), wanted, "{:?}", String::from_utf8_lossy(text));
         }
         assert!(whole(&[b"1;".as_slice(), &vec![b'a'; MOST_EXTRA + 1]].concat()).is_err());
+    }
+
+    /// The content and the trailer section, read in pieces.
+    fn parts(text: &[u8], cut: usize) -> (Vec<u8>, Vec<u8>) {
+        let (mut chunks, mut content, mut trailer) = (Chunks::default(), Vec::new(), Vec::new());
+        for piece in text.chunks(cut) {
+            chunks.read(piece, |range| content.extend_from_slice(&piece[range]), |byte| trailer.push(byte)).unwrap();
+        }
+        assert!(chunks.done());
+        (content, trailer)
+    }
+
+    #[test]
+    fn content_and_trailers_are_told_apart() {
+        for cut in 1..60 {
+            let read = parts(b"5;x=y\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 1\r\nB: 2\r\n\r\nnext", cut);
+            assert_eq!(read, (b"hello world".to_vec(), b"X-Sum: 1\r\nB: 2\r\n".to_vec()), "{cut}");
+            assert_eq!(parts(b"1\r\n0\r\n0\r\n\r\n", cut), (b"0".to_vec(), vec![]));
+        }
     }
 
     proptest! {

@@ -1,5 +1,5 @@
-//! The lean path: plain HTTP/1.1 requests to plain HTTP/1.1 upstreams without a copy, a channel or a task of their own.
-//! It serves a connection as long as its requests are plain and hands each other one to pingora, so that every request is
+//! The lean path: plain requests to plain HTTP/1.1 upstreams without a copy, a channel or a task of their own.
+//! Of HTTP/1.1 it serves a connection as long as its requests are plain and hands each other one to pingora, so that every request is
 //! decided by the same functions and only the bytes take another way.
 
 use std::pin::{Pin, pin};
@@ -8,55 +8,60 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use futures_util::FutureExt;
-use http::Uri;
 use http::header::HeaderMap;
-use pingora_core::apps::{HttpServerApp, ServerApp};
+use http::{Uri, Version};
+use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::http::ServerSession;
 use pingora_proxy::HttpProxy;
 use pingora_timeout::timeout;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::answer::{Answer, Rendered};
+use super::Observer;
+use super::answer::Answer;
 use super::client::Client;
+use super::direct::{Direct, bytes_of};
+use super::dispatch::Dispatch;
 use super::exchange::{self, Asked, Exchange};
 use super::head::Target;
 use super::idle::Idle;
 use super::limit::Limits;
 use super::pingora::Edge;
-use super::relay::{Ended, Relay, VERSION, status_line};
+use super::plain::Going;
+use super::relay::{Ended, Relay};
 use super::socket::Socket;
 use super::stream::{ClientStream, HeadLimits, PerConnection};
 use super::wire::{self, Arrived, Request};
-use super::{Observer, Routed};
 use crate::certificate::challenge::Challenges;
-use crate::state::{Action, Live, Route};
-use crate::upstream::{Ledger, Scheme};
+use crate::state::Live;
+use crate::upstream::Ledger;
 
 /// After an early answer the rest of the request is read for so long, or the client would see a reset instead of the answer.
-const DRAIN_REQUEST: Duration = Duration::from_secs(1);
+pub(super) const DRAIN_REQUEST: Duration = Duration::from_secs(1);
 /// A connection that is idle for less than this keeps its place even where others wait for one.
-const BRIEF: Duration = Duration::from_millis(100);
+pub(super) const BRIEF: Duration = Duration::from_millis(100);
 /// Over so long idle connections are closed once they shall be: a thousand in one moment would keep both sides from hearing each other.
-const SPREAD_MS: u64 = 300;
+pub(super) const SPREAD_MS: u64 = 300;
+/// What the lean path speaks here.
+const VERSION: Version = Version::HTTP_11;
 /// How often idle upstream connections are looked through.
 pub const SWEEP: Duration = Duration::from_secs(5);
 
 /// One worker's lean path.
 pub struct Lean {
-    proxy: Arc<HttpProxy<Edge>>,
-    live: Arc<Live>,
-    ledger: Arc<Ledger>,
-    observer: Arc<dyn Observer>,
-    limits: Arc<Limits>,
-    challenges: Arc<Challenges>,
-    idle: Idle,
+    pub(super) proxy: Arc<HttpProxy<Edge>>,
+    pub(super) live: Arc<Live>,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) limits: Arc<Limits>,
+    pub(super) challenges: Arc<Challenges>,
+    pub(super) idle: Idle,
     /// Somebody waits for a place: idle connections make room.
-    crowd: Arc<Notify>,
+    pub(super) crowd: Arc<Notify>,
     /// True once the edge is stopping: answers then close their connections.
-    stopping: watch::Receiver<bool>,
+    pub(super) stopping: watch::Receiver<bool>,
     /// Once cancelled, connections without a request are closed.
-    idle_end: CancellationToken,
+    pub(super) idle_end: CancellationToken,
 }
 
 /// What happens to the connection after a request.
@@ -203,44 +208,30 @@ impl Lean {
         ctx.connection = Some(client.about.clone());
         let asked = Asked { version: VERSION, method: &request.method, headers: &headers, has_authority: false, size: request.size };
         let routed = ctx.decide(&asked, Target::plain(&headers, &uri), None, &self.challenges);
-        let ended = match routed {
-            // Its page has to be fetched.
-            Routed::Answer(Some(route), _) if route.traffic.limits.error_page.is_some() => return Way::Pingora,
-            Routed::Answer(route, answer) => {
-                ctx.route = route;
-                Ended::Refused(answer)
-            }
-            Routed::Forward(route) if !is_plain(&route) => return Way::Pingora,
-            Routed::Forward(route) => {
-                let Some((target, prefix)) = upstream_target(&route, &ctx, &uri) else { return Way::Pingora };
-                ctx.route = Some(route.clone());
-                let origin = ctx.origin.as_ref().map_or(std::net::IpAddr::from([0, 0, 0, 0]), |origin| origin.client);
-                match self.limits.admit(&route, origin, &headers).await {
-                    Ok(pass) => ctx.transform.pass = pass,
-                    Err(answer) => {
-                        let ended = Ended::Refused(answer);
-                        return Way::Here(self.finish(client, request, &headers, &uri, &mut ctx, ended, 0).await);
-                    }
-                }
-                let closing = self.closing(client, request, &ctx);
-                let mut relay = Relay {
-                    client,
-                    request,
-                    headers: &headers,
-                    ctx: &mut ctx,
-                    ledger: &self.ledger,
-                    idle: &self.idle,
-                    target,
-                    prefix,
-                    closing,
-                    bytes_in: 0,
-                };
-                let ended = relay.run(&route).await;
-                let bytes_in = relay.bytes_in;
-                return Way::Here(self.finish(client, request, &headers, &uri, &mut ctx, ended, bytes_in).await);
-            }
+        let going = match self.judge(&mut ctx, routed, &uri, &headers, false).await {
+            None => return Way::Pingora,
+            Some(Err(answer)) => return Way::Here(self.finish(client, request, &headers, &uri, &mut ctx, Ended::Refused(answer), 0).await),
+            Some(Ok(going)) => going,
         };
-        Way::Here(self.finish(client, request, &headers, &uri, &mut ctx, ended, 0).await)
+        let closing = self.closing(client, request, &ctx);
+        let Going { route, target, prefix } = going;
+        let to = Dispatch {
+            method: &request.method,
+            headers: &headers,
+            ctx: &mut ctx,
+            ledger: &self.ledger,
+            idle: &self.idle,
+            target,
+            prefix,
+            upgrade: request.upgrade,
+        };
+        let mut relay = Relay { to, side: Direct::new(client, request, closing), bytes_in: 0 };
+        let ended = match relay.run(&route).await {
+            Ok(ended) => ended,
+            Err(switched) => Box::pin(relay.tunnel(*switched)).await,
+        };
+        let bytes_in = relay.bytes_in;
+        Way::Here(self.finish(client, request, &headers, &uri, &mut ctx, ended, bytes_in).await)
     }
 
     /// Answers where that is left to us, and tells of the request.
@@ -318,7 +309,7 @@ impl Lean {
     }
 
     /// The connection as pingora wants it.
-    fn stream(&self, client: Client) -> Option<ClientStream> {
+    pub(super) fn stream(&self, client: Client) -> Option<ClientStream> {
         let Client { socket, buffer, mut about, .. } = client;
         if about.connection.local.ip().is_unspecified() {
             // What is told of the connection further on wants the address itself.
@@ -335,49 +326,4 @@ impl Lean {
         // Where an upgrade was refused, nobody can tell what was sent ahead for the other protocol from a next request.
         request.close || request.upgrade || *self.stopping.borrow() || most.is_some_and(|most| client.about.phase.served() + 1 >= most)
     }
-
-    /// The whole connection by pingora.
-    async fn by_http2(&self, client: Client) {
-        let Some(stream) = self.stream(client) else { return };
-        ServerApp::process_new(&self.proxy, Box::new(stream), &self.stopping).await;
-    }
-}
-
-/// Nothing of the route needs more than bytes passed on over plain HTTP/1.1.
-fn is_plain(route: &Route) -> bool {
-    let Action::Forward { pool, .. } = &route.action else { return false };
-    // A length is always declared here.
-    !route.traffic.transforms(false)
-        && pool
-            .groups
-            .iter()
-            .all(|group| group.backends.first().is_none_or(|backend| backend.scheme == Scheme::Http && backend.proxy_protocol.is_none()))
-}
-
-/// Path and query for the upstream, and the stripped prefix; `None` where labels make something else of it than plain ASCII.
-fn upstream_target(route: &Route, ctx: &Exchange, uri: &Uri) -> Option<(String, Option<String>)> {
-    let (path, prefix) = route.traffic.rewrite(&ctx.path).map_or((None, None), |(path, prefix)| (Some(path), prefix));
-    let path = path.as_deref().unwrap_or(&ctx.path);
-    if !path.bytes().all(|byte| matches!(byte, b'!'..=b'~')) {
-        return None;
-    }
-    Some((uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}")), prefix))
-}
-
-/// An answer of ours as it goes out.
-fn bytes_of(rendered: Rendered, close: bool) -> Vec<u8> {
-    let mut out = status_line(rendered.status);
-    for (name, value) in &rendered.headers {
-        wire::line(&mut out, name.as_str().as_bytes(), value.as_bytes());
-    }
-    if !rendered.headers.iter().any(|(name, _)| name == http::header::CONTENT_LENGTH) && rendered.status != http::StatusCode::NO_CONTENT {
-        wire::line(&mut out, b"Content-Length", b"0");
-    }
-    wire::line(&mut out, b"Date", pingora_core::protocols::http::date::get_cached_date().as_bytes());
-    if close {
-        out.extend_from_slice(b"Connection: close\r\n");
-    }
-    out.extend_from_slice(b"\r\n");
-    out.extend_from_slice(rendered.body.as_bytes());
-    out
 }

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::chunks::Chunks;
+use super::side::Progress;
 use super::wire::{Framing, Malformed};
 
 /// The most that is read at once; what the other side does not take of it waits in the pump.
@@ -18,12 +19,18 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; PIECE]);
 }
 
+/// A piece of memory for reading, one a thread.
+pub(super) fn with_scratch<T>(read: impl FnOnce(&mut [u8]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| read(scratch))
+}
+
 /// What is left of a body.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 enum End {
     Length(u64),
     Chunks(Chunks),
     Close,
+    #[default]
     Over,
 }
 
@@ -37,8 +44,8 @@ pub(super) enum Fault {
     Malformed(Malformed),
 }
 
-/// One body on its way.
-#[derive(Debug)]
+/// One body on its way; by default there is none.
+#[derive(Debug, Default)]
 pub(super) struct Pump {
     end: End,
     /// Read, but not taken by the receiver yet, from `given` on.
@@ -47,11 +54,11 @@ pub(super) struct Pump {
     /// Nothing was handed over yet: the head waits for the first piece, to leave together with it.
     fresh: bool,
     /// The receiver has some of it.
-    pub(super) begun: bool,
+    begun: bool,
     /// Bytes of the body that were read.
     pub(super) passed: u64,
     /// The sender sent more than the body.
-    pub(super) surplus: bool,
+    surplus: bool,
 }
 
 impl Pump {
@@ -78,9 +85,9 @@ impl Pump {
         matches!(self.end, End::Over) && self.given == self.pending.len()
     }
 
-    /// All that was read was handed over: it is the sender who has the next word.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.given == self.pending.len() && !matches!(self.end, End::Over)
+    pub(super) fn progress(&self) -> Progress {
+        let (given, read) = (self.given == self.pending.len(), matches!(self.end, End::Over));
+        Progress { begun: self.begun, over: given && read, waiting: given && !read, passed: self.passed, surplus: self.surplus }
     }
 
     /// Counts bytes of the sender in; returns how many of them belong to the body.
@@ -111,7 +118,7 @@ impl Pump {
     {
         if std::mem::take(&mut self.fresh)
             && !matches!(self.end, End::Over)
-            && let Poll::Ready(Err(fault)) = SCRATCH.with_borrow_mut(|scratch| self.poll_piece(cx, source, sink, scratch))
+            && let Poll::Ready(Err(fault)) = with_scratch(|scratch| self.poll_piece(cx, source, sink, scratch))
         {
             return Poll::Ready(Err(fault));
         }
@@ -120,7 +127,7 @@ impl Pump {
             if matches!(self.end, End::Over) {
                 return Pin::new(&mut *sink).poll_flush(cx).map_err(Fault::Sink);
             }
-            ready!(SCRATCH.with_borrow_mut(|scratch| self.poll_piece(cx, source, sink, scratch)))?;
+            ready!(with_scratch(|scratch| self.poll_piece(cx, source, sink, scratch)))?;
         }
     }
 

@@ -140,7 +140,6 @@ impl ClientStream {
         // Set once, before anybody else holds the digest, so it cannot be occupied.
         let _ = digest.peer_addr.set(Some(PeerAddr::Inet(about.connection.peer)));
         let head = ResponseHeader::build(200, Some(0)).map_err(|error| io::Error::other(error.to_string()))?;
-        let http2 = socket.agreed_on_http2();
         let mut stream = ClientStream {
             inner: BufWriter::with_capacity(WRITE_BUFFER, socket),
             peeked,
@@ -156,7 +155,9 @@ impl ClientStream {
             proxy: Arc::new(ProxyDigest::new(Box::new(head), Some(Box::new(about.clone())))),
             established: TimingDigest { established_ts: std::time::SystemTime::now(), ..TimingDigest::default() },
         };
-        if http2 && let Some(after) = stream.peeked.get(PREFACE.len()..).map(BytesMut::from) {
+        if stream.peeked.starts_with(PREFACE) {
+            let after = stream.peeked.split_off(PREFACE.len());
+            stream.peeked.extend_from_slice(&after);
             stream.begin_http2(&after)?;
         }
         Ok(stream)

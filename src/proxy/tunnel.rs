@@ -12,36 +12,40 @@ use pingora_timeout::timeout;
 use tokio::io::AsyncWrite;
 
 use super::answer::Answer;
+use super::direct::{Direct, status_line};
+use super::dispatch::Attempt;
 use super::peer::UPGRADED_IDLE;
 use super::pump::{Fault, Pump};
-use super::relay::{Attempt, Clock, Ended, Failed, Relay, status_line, words};
+use super::relay::{Clock, Ended, Failed, Relay, Switched};
 use super::wire::{Framing, Malformed, Response};
 
-impl Relay<'_> {
+impl Relay<'_, Direct<'_>> {
     /// The upstream's 101 and all that follows it.
-    pub(super) async fn tunnel(&mut self, mut attempt: Attempt, head: &Response) -> Ended {
-        self.ctx.upstream = self.ctx.attempt_began.map(|began| began.elapsed().saturating_sub(self.ctx.connect.unwrap_or_default()));
-        let switched = switched_head(head).and_then(|out| {
+    pub(super) async fn tunnel(&mut self, switched: Switched) -> Ended {
+        let Switched { mut attempt, head } = switched;
+        self.to.ctx.upstream =
+            self.to.ctx.attempt_began.map(|began| began.elapsed().saturating_sub(self.to.ctx.connect.unwrap_or_default()));
+        let switched = switched_head(&head).and_then(|out| {
             let down = Pump::new(Framing::UntilClose, out, &attempt.buffer)?;
             // What the client sent ahead of the switch.
-            let up = Pump::new(Framing::UntilClose, Vec::new(), &self.client.buffer.split())?;
+            let up = Pump::new(Framing::UntilClose, Vec::new(), &self.side.client.buffer.split())?;
             Ok((up, down))
         });
         let (mut up, mut down) = match switched {
             Ok(pumps) => pumps,
             Err(malformed) => {
-                self.ctx.broke_off();
-                self.ctx.failure = Some(format!("upstream: {malformed}"));
+                self.to.ctx.broke_off();
+                self.to.ctx.failure = Some(format!("upstream: {malformed}"));
                 return Ended::Refused(Answer::BadGateway);
             }
         };
-        self.ctx.transform.pass.answered(false);
+        self.to.ctx.transform.pass.answered(false);
         let result = self.both_ways(&mut attempt, &mut up, &mut down).await;
         self.bytes_in = up.passed;
         match result {
             Ok(()) => Ended::Answered { status: head.status, bytes_out: down.passed, keep: false },
             Err(failed) => {
-                self.ctx.failure = Some(words(&failed));
+                self.to.ctx.failure = Some(failed.words());
                 Ended::Broken(Some(head.status), down.passed)
             }
         }
@@ -49,16 +53,16 @@ impl Relay<'_> {
 
     /// Until the upstream ends. The client's end alone is passed on: the upstream may have a last word.
     async fn both_ways(&mut self, attempt: &mut Attempt, up: &mut Pump, down: &mut Pump) -> Result<(), Failed> {
-        let Some((_, timeouts, _)) = self.ctx.forward() else { return Err(Failed::Late) };
+        let Some((_, timeouts, _)) = self.to.ctx.forward() else { return Err(Failed::Late) };
         let timeouts = *timeouts;
         let mut step = Clock::start(timeouts.idle.max(UPGRADED_IDLE));
         let mut ended = false;
         loop {
-            let Some(wait) = step.left(self.ctx.began, timeouts.request) else { return Err(Failed::Late) };
+            let Some(wait) = step.left(self.to.ctx.began, timeouts.request) else { return Err(Failed::Late) };
             let was_ended = ended;
             let both = poll_fn(|cx| {
                 if !ended {
-                    match up.poll(cx, &mut self.client.socket, &mut attempt.tcp) {
+                    match up.poll(cx, &mut self.side.client.socket, &mut attempt.tcp) {
                         Poll::Ready(Ok(())) => ended = true,
                         Poll::Ready(Err(fault)) => return Poll::Ready(Err(failed(fault, true))),
                         Poll::Pending => {}
@@ -68,7 +72,7 @@ impl Relay<'_> {
                     // Failing or not: the upstream's own end is what is waited for.
                     _ = Pin::new(&mut attempt.tcp).poll_shutdown(cx);
                 }
-                match down.poll(cx, &mut attempt.tcp, &mut self.client.socket) {
+                match down.poll(cx, &mut attempt.tcp, &mut self.side.client.socket) {
                     Poll::Ready(Ok(())) => Poll::Ready(Ok(true)),
                     Poll::Ready(Err(fault)) => Poll::Ready(Err(failed(fault, false))),
                     // Back to the clock: the rest has less time.

@@ -15,6 +15,22 @@ use super::HeadSize;
 const MOST_FIELDS: usize = 128;
 /// Header fields of an answer; as many as pingora takes, since nobody else can read this one.
 const MOST_ANSWER_FIELDS: usize = 256;
+/// Fields behind a body.
+const MOST_TRAILERS: usize = 64;
+/// What frames or routes a message, or says how its body is to be read, cannot come behind it.
+const OF_THE_HEAD: [HeaderName; 11] = [
+    header::TRANSFER_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_ENCODING,
+    header::CONTENT_TYPE,
+    header::CONTENT_RANGE,
+    header::TRAILER,
+    header::TE,
+    header::HOST,
+    header::SET_COOKIE,
+    header::AUTHORIZATION,
+    header::CACHE_CONTROL,
+];
 /// What opens an HTTP/2 connection (RFC 9113, 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -36,7 +52,7 @@ pub struct Fields {
 }
 
 /// Fields that belong to one connection only (RFC 9110, 7.6.1), without those that `Connection` names.
-fn is_hop_by_hop(name: &HeaderName) -> bool {
+pub fn is_hop_by_hop(name: &HeaderName) -> bool {
     *name == header::CONNECTION
         || *name == header::UPGRADE
         || *name == header::PROXY_AUTHENTICATE
@@ -77,6 +93,17 @@ impl Fields {
         map
     }
 
+    /// Those fields that `keep` keeps, without those that belong to this connection only.
+    pub fn map_of(&self, room: usize, keep: impl Fn(&HeaderName) -> bool) -> HeaderMap {
+        let mut map = HeaderMap::with_capacity(self.fields.len() + room);
+        for field in self.fields.iter().filter(|field| !field.hop && keep(&field.name)) {
+            if let Ok(value) = HeaderValue::from_maybe_shared(self.raw.slice(field.value.clone())) {
+                map.append(field.name.clone(), value);
+            }
+        }
+        map
+    }
+
     /// Appends the fields that `keep` keeps to `out`, each as a line, without those that belong to this connection only.
     pub fn write(&self, out: &mut Vec<u8>, keep: impl Fn(&HeaderName) -> bool) {
         out.reserve(self.raw.len());
@@ -96,6 +123,25 @@ impl Fields {
             .filter(|name| *name != header::CONTENT_LENGTH && *name != header::TRANSFER_ENCODING)
             .collect()
     }
+}
+
+/// A trailer section (RFC 9112, 7.1.2) as fields, without those that mean something else behind a body (RFC 9110, 6.5.1). Lines that
+/// are no fields are left out.
+pub fn trailers(section: &[u8]) -> HeaderMap {
+    let mut headers = [httparse::EMPTY_HEADER; MOST_TRAILERS];
+    let section = [section, b"\r\n"].concat();
+    let mut map = HeaderMap::new();
+    let Ok(Status::Complete((_, fields))) = httparse::parse_headers(&section, &mut headers) else { return map };
+    for field in fields {
+        let (name, value) = (HeaderName::from_bytes(field.name.as_bytes()), HeaderValue::from_bytes(field.value));
+        if let (Ok(name), Ok(value)) = (name, value)
+            && !is_hop_by_hop(&name)
+            && !OF_THE_HEAD.contains(&name)
+        {
+            map.append(name, value);
+        }
+    }
+    map
 }
 
 /// Appends one header line.
@@ -189,7 +235,7 @@ fn within(base: usize, part: &[u8]) -> Range<usize> {
 }
 
 /// `/path?query` in visible ASCII without a fragment.
-fn is_origin_form(target: &str) -> bool {
+pub fn is_origin_form(target: &str) -> bool {
     target.starts_with('/') && target.bytes().all(|byte| matches!(byte, b'!'..=b'~') && !matches!(byte, b'#' | b'"' | b'<' | b'>'))
 }
 
@@ -239,7 +285,7 @@ fn plain_shape(method: &Method, fields: &Fields) -> Option<Shape> {
 }
 
 /// Digits and nothing else (RFC 9110, 8.6); `None` also where they do not fit.
-fn decimal(text: &[u8]) -> Option<u64> {
+pub fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
@@ -335,6 +381,21 @@ mod tests {
         match request(&mut BytesMut::from(text)) {
             Arrived::Plain(request) => *request,
             other => panic!("{text:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn trailers_are_fields_that_may_stand_there() {
+        let table = [
+            ("", ""),
+            ("X-Sum: 1\r\nx-b: 2\r\n", "x-sum=1 x-b=2"),
+            ("X-Sum: 1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\nHost: b\r\nConnection: close\r\n", "x-sum=1"),
+            ("no field\r\n", ""),
+        ];
+        for (section, wanted) in table {
+            let map = trailers(section.as_bytes());
+            let told: Vec<_> = map.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
+            assert_eq!(told.join(" "), wanted, "{section:?}");
         }
     }
 

@@ -129,6 +129,8 @@ impl Edge {
     }
 
     pub async fn with_config(stack: &str, change: impl FnOnce(&mut Config)) -> Edge {
+        // As `main` does.
+        _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("stack.yml");
         std::fs::write(&file, stack).unwrap();

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::harness::*;
 
 /// An upstream that answers each connection's first request with these bytes and closes; what it was sent comes back by the channel.
-async fn scripted(answer: &'static [u8]) -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<String>) {
+pub async fn scripted(answer: &'static [u8]) -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
@@ -36,12 +36,12 @@ async fn scripted(answer: &'static [u8]) -> (SocketAddr, tokio::sync::mpsc::Unbo
     (address, receiver)
 }
 
-fn labelled(address: SocketAddr) -> String {
+pub fn labelled(address: SocketAddr) -> String {
     stack(&[("skep.host", "web.test"), ("skep.address", &address.to_string()), ("skep.retries", "0")])
 }
 
 /// A header that has no meaning here, and that only pingora's path takes.
-const BY_PINGORA: (&str, &str) = ("te", "trailers");
+pub const BY_PINGORA: (&str, &str) = ("te", "trailers");
 
 #[tokio::test]
 async fn a_request_means_the_same_on_both_paths() {
@@ -96,7 +96,7 @@ async fn a_request_means_the_same_on_both_paths() {
 }
 
 /// Everything of an answer that is not different each time.
-fn told(reply: &Reply) -> (u16, Vec<(String, String)>, String) {
+pub fn told(reply: &Reply) -> (u16, Vec<(String, String)>, String) {
     let variable = ["date", "x-request-id", "connection"];
     let mut headers: Vec<_> = reply
         .headers
@@ -358,7 +358,7 @@ async fn a_slow_body_is_cut_and_said_so() {
 }
 
 /// An upstream that hands each connection to the test once it carried a request's head.
-async fn by_hand() -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<TcpStream>) {
+pub async fn by_hand() -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<TcpStream>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
@@ -378,7 +378,7 @@ async fn by_hand() -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<TcpStrea
 }
 
 /// True if the other side ends the connection, one way or the other, long before any timeout would.
-async fn ends(stream: &mut TcpStream) -> bool {
+pub async fn ends(stream: &mut TcpStream) -> bool {
     let mut rest = Vec::new();
     tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await.is_ok()
 }

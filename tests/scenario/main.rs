@@ -11,6 +11,7 @@ mod front;
 mod handover;
 mod harness;
 mod hostile;
+mod http2;
 mod lean;
 mod limits;
 mod pebble;
