@@ -71,8 +71,14 @@ class Parsers(unittest.TestCase):
         self.assertEqual((outcome.requests, outcome.seconds, outcome.p50, outcome.p99, outcome.errors), (12469, 1.0, 50.0, 99.0, 3))
         self.assertIsNone(loads.parse_h2load(H2LOAD).p99)
 
+    def test_handshakes(self):
+        text = json.dumps({"requests": 3, "seconds": 1.5, "micros": [3, 1, 2], "errors": 1, "said": ["1 x a full handshake"]})
+        outcome = loads.parse_handshakes(text)
+        self.assertEqual((outcome.requests, outcome.rate, outcome.p50, outcome.p99, outcome.errors), (3, 2.0, 2.0, 2.0, 1))
+        self.assertEqual(outcome.said, ["1 x a full handshake"])
+
     def test_what_is_no_output_is_refused(self):
-        for parse in (loads.parse_wrk, loads.parse_h2load):
+        for parse in (loads.parse_wrk, loads.parse_h2load, loads.parse_handshakes):
             for text in ("", "unable to connect to 127.0.0.1:1 Connection refused", "finished in x"):
                 self.assertRaises(ValueError, parse, text)
 
@@ -158,7 +164,7 @@ class Configurations(unittest.TestCase):
         with tempfile.TemporaryDirectory() as directory:
             for peer in peers.all_peers("release"):
                 upstreams = [(client.host(n), peers.backend_address(n, 9000)) for n in (0, 300)]
-                place = peers.Place(tempfile.mkdtemp(dir=directory), (8001, 8002, 8003), upstreams)
+                place = peers.Place(tempfile.mkdtemp(dir=directory), (8001, 8002, 8003, 8004), upstreams)
                 command = peer.command(peer.name, place)
                 text = " ".join(command)
                 for name in os.listdir(place.directory):
@@ -167,11 +173,31 @@ class Configurations(unittest.TestCase):
                 for wanted in ("host-0.test", "host-300.test", "127.1.0.0", "127.1.1.44", "8001", str(place.h2c)):
                     self.assertIn(wanted, text, peer.name)
 
+    def test_each_shows_the_same_certificate(self):
+        with tempfile.TemporaryDirectory() as directory:
+            made = peers.make_certificates(directory)
+            for path in (made.chain, made.both):
+                with open(path) as file:
+                    self.assertEqual(file.read().count("BEGIN CERTIFICATE"), 2)
+            for peer in peers.all_peers("release"):
+                upstreams = [(client.HOST, peers.backend_address(0, 9000))]
+                texts = {}
+                for certificates in (None, made):
+                    place = peers.Place(tempfile.mkdtemp(dir=directory), (8001, 8002, 8003, 8004), upstreams, certificates=certificates)
+                    text = " ".join(peer.command(peer.name, place))
+                    for name in os.listdir(place.directory):
+                        with open(os.path.join(place.directory, name)) as file:
+                            text += file.read()
+                    texts[certificates] = text
+                self.assertNotIn("8004", texts[None], peer.name)
+                self.assertIn("8004", texts[made], peer.name)
+                self.assertTrue(any(path in texts[made] for path in (made.directory, made.both)), peer.name)
+
     def test_works_have_a_command(self):
-        place = peers.Place("/", (8001, 8002, 8003), [])
+        place = peers.Place("/", (8001, 8002, 8003, 8004), [])
         for work in loads.WORKS:
             text = json.dumps(work.command(place, 1, "log"))
-            self.assertIn("8002" if work.h2c else "8001", text)
+            self.assertIn("8004" if work.tls else "8002" if work.h2c else "8001", text)
             self.assertEqual("1000" in text, work.hosts == 1000 or work.upload > 0)
 
 
