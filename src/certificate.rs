@@ -6,7 +6,6 @@ pub mod acme;
 mod api;
 pub mod ari;
 pub mod authority;
-pub mod chain;
 pub mod challenge;
 mod cloudflare;
 pub mod dns;

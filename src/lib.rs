@@ -29,7 +29,7 @@
 //! 7. *A label never takes a neighbour down.* One bad key invalidates that key or that route (`state`, `tests/labels/`).
 //! 8. *Maps are ordered* wherever the order can reach a user.
 //!
-//! # Three walks
+//! # Four walks
 //! **A label changes.** Docker tells [`provider::docker`], which asks [`provider`] when to list; the listing becomes a
 //! [`snapshot::Snapshot`]; `server` hands it to [`state::State::build`], which asks [`label::parse`] and then each feature's
 //! `parse` for its typed keys; [`state::Live::publish`] compares, stores and says what changed.
@@ -39,6 +39,9 @@
 //! TLS upstreams) goes to pingora, request by request, through [`proxy::stream`] and [`proxy::pingora`]. Both load the state once, let
 //! [`proxy::route`] decide, ask [`proxy::limit::Limits::admit`] whether the request may go on now, let [`upstream::Pool::pick`] choose a
 //! backend, decide on another try by [`upstream::retry`], and hand a [`telemetry::Record`] to the access log and the metrics at the end.
+//!
+//! **A connection arrives that nobody looks into**: on the port of a TCP route (`server::ports`), or with a name whose TLS is passed
+//! through ([`proxy::passthrough`]). [`proxy::conduit`] picks a task as for a request, joins the two, and records the connection as one.
 //!
 //! **A user asks why.** `skep explain URL` fetches the snapshot of the running edge, builds the same state from it, and
 //! prints every candidate with the reason it lost: there is no second copy of the rules to disagree with the first.

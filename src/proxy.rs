@@ -92,13 +92,6 @@ pub fn route(state: &State, head: &Head<'_>, origin: &Origin, handshake: Option<
     if let Some(maintenance) = route.traffic.maintenance.as_ref().filter(|maintenance| maintenance.applies(now, head.client)) {
         return answer(Answer::Maintenance(seconds_left(maintenance, now)));
     }
-    if route.is_passthrough() {
-        return answer(match origin.secure {
-            // Over TLS that ends here nobody was to see a request for this host (RFC 9110, 15.5.20).
-            true => Answer::Refused(StatusCode::MISDIRECTED_REQUEST, "This host has its own TLS; open a connection for it."),
-            false => Answer::Redirect(permanent(head.method), secure_url(state, head)),
-        });
-    }
     if let Action::RedirectHost(host) = &route.action {
         let https = matches!(route.tls.mode, Some(Mode::Redirect | Mode::Only | Mode::Passthrough)) && !origin.secure;
         let to =
@@ -137,14 +130,6 @@ fn url(origin: &Origin, host: &str, path: &str, query: &str) -> String {
     let port = if origin.port == default { String::new() } else { format!(":{}", origin.port) };
     let mark = if query.is_empty() { "" } else { "?" };
     format!("{scheme}://{host}{port}{path}{mark}{query}")
-}
-
-/// The same URL over HTTPS, on the port that is listened on for it.
-fn secure_url(state: &State, head: &Head<'_>) -> String {
-    let port = state.config.https.listen.first().map_or(443, |address| address.port());
-    let port = if port == 443 { String::new() } else { format!(":{port}") };
-    let mark = if head.query.is_empty() { "" } else { "?" };
-    format!("https://{}{port}{}{mark}{}", head.host, head.path, head.query)
 }
 
 fn is_preflight(head: &Head<'_>) -> bool {

@@ -12,7 +12,8 @@ use zeroize::Zeroizing;
 
 use super::failure::{AccountProblem, Failure, kind_of};
 use super::transport::Transport;
-use crate::config::Issuer;
+use crate::config::{Config, Issuer};
+use crate::diagnostic::Diagnostic;
 use crate::store::{self, Store, Version};
 
 /// An account as it is kept. It holds a private key, so that it is neither shown nor logged.
@@ -74,7 +75,7 @@ pub async fn register(
         match builder.create(&asked, issuer.directory.clone(), binding.as_ref()).await {
             Ok(made) => break made,
             Err(error) if tries < TRIES && kind_of(&error) == Some("badNonce") => {}
-            Err(error) => return Err(refused(&error, issuer)),
+            Err(error) => return Err(refused(&error, holder)),
         }
     };
     let kept = Kept { directory: issuer.directory.clone(), email: holder.email.map(str::to_owned), credentials };
@@ -95,20 +96,46 @@ fn local(error: store::Error) -> Failure {
     Failure::Local(error.to_string())
 }
 
-fn refused(error: &Error, issuer: &Issuer) -> Failure {
+fn refused(error: &Error, holder: Holder<'_>) -> Failure {
+    let Issuer { name, eab_kid, .. } = holder.issuer;
     let failure = Failure::of(error, &Default::default(), Timestamp::now());
-    let problem = match kind_of(error) {
-        Some("externalAccountRequired") => AccountProblem::Binding,
+    let told = failure.to_string();
+    let (problem, text) = match kind_of(error) {
+        Some("externalAccountRequired") if eab_kid.is_none() => {
+            (AccountProblem::Binding, format!("{name} wants an external account binding: set eab-kid and eab-key-file in [issuer.{name}]"))
+        }
         // What they say of a binding that they do not accept; without one, they have nothing to refuse.
-        Some("unauthorized" | "malformed" | "accountDoesNotExist") if issuer.eab_kid.is_some() => AccountProblem::Binding,
+        Some("unauthorized" | "malformed" | "accountDoesNotExist" | "externalAccountRequired") if eab_kid.is_some() => {
+            (AccountProblem::Binding, format!("{name} refuses the external account binding of [issuer.{name}]: {told}"))
+        }
+        Some("malformed" | "invalidContact") if holder.email.is_none() && told.to_ascii_lowercase().contains("contact") => {
+            (AccountProblem::Contact, format!("{name} wants an e-mail address: set acme.email"))
+        }
         _ => return failure,
     };
-    let name = &issuer.name;
-    let text = match (&issuer.eab_kid, failure) {
-        (None, _) => format!("{name} wants an external account binding: set eab-kid and eab-key-file in [issuer.{name}]"),
-        (Some(_), failure) => format!("{name} refuses the external account binding of [issuer.{name}]: {failure}"),
-    };
     Failure::Account { problem, text }
+}
+
+/// What is wrong with the files of the issuers that are asked; for starts and `skep check`, as the configuration alone does not tell.
+pub fn findings(config: &Config) -> Vec<Diagnostic> {
+    let asked = config.acme.issuers.iter().filter(|_| config.acme.configured()).filter_map(|name| config.issuers.get(name));
+    let mut findings = Vec::new();
+    for issuer in asked {
+        if let Err(what) = Transport::new(issuer.root.as_deref(), std::time::Duration::ZERO) {
+            findings.push(Diagnostic::error("issuer-root", what).help(format!("correct root in [issuer.{}]", issuer.name)));
+        }
+        let key = issuer.eab_key_file.as_ref().map(|path| (path, std::fs::read_to_string(path).map(Zeroizing::new)));
+        let wrong = match &key {
+            Some((path, Err(error))) => Some(format!("{} cannot be read: {error}", path.display())),
+            Some((path, Ok(text))) if binding_key(text).is_none() => Some(format!("{} holds no key in base64", path.display())),
+            _ => None,
+        };
+        findings.extend(wrong.map(|what| {
+            Diagnostic::error("issuer-eab-key", what)
+                .help(format!("put the key that the authority gave you into the file of eab-key-file in [issuer.{}]", issuer.name))
+        }));
+    }
+    findings
 }
 
 /// The external account binding that is configured.
@@ -145,6 +172,25 @@ mod tests {
         ];
         assert_eq!(std::collections::BTreeSet::from(keys.clone()).len(), 4, "{keys:?}");
         assert!(keys[0].starts_with("acme/account/") && keys[0].len() == 29, "{}", keys[0]);
+    }
+
+    #[test]
+    fn files_of_issuers_that_are_asked_are_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            std::fs::write(folder.path().join(name), text).unwrap();
+            Some(folder.path().join(name))
+        };
+        let with = |root, key| {
+            let mut config = Config::default();
+            config.acme.agree_tos = true;
+            config.issuers.insert("letsencrypt".to_owned(), Issuer { root, eab_key_file: key, ..Issuer::new("letsencrypt", "") });
+            findings(&config).into_iter().map(|finding| finding.code).collect::<Vec<_>>()
+        };
+        assert_eq!(with(None, None), [""; 0]);
+        assert_eq!(with(None, file("key", "-_8\n")), [""; 0]);
+        assert_eq!(with(file("root", "no PEM"), file("bad", "no key")), ["issuer-root", "issuer-eab-key"]);
+        assert_eq!(with(Some("/nowhere".into()), Some("/nowhere".into())), ["issuer-root", "issuer-eab-key"]);
     }
 
     #[test]

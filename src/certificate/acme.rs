@@ -7,19 +7,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
-use instant_acme::{Account, Error, Identifier, NewOrder, Order};
+use instant_acme::{Account, Error, Identifier, NewOrder, Order, OrderStatus};
 use jiff::Timestamp;
+use rcgen::KeyPair;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::account::{self, Holder};
+use super::ari;
 use super::challenge::Challenges;
 use super::dns::Dns;
 use super::failure::{AccountProblem, Blame, Failure, Refusal, is_passing, kind_of};
 use super::order::{self, Answers};
 use super::record::{Record, Secret, Window};
 use super::transport::Transport;
-use super::{ari, chain};
 use crate::config::{Challenge, Issuer};
 use crate::store::Store;
 
@@ -60,9 +61,18 @@ pub struct Limits {
     pub order_by_dns: Duration,
 }
 
+impl Limits {
+    /// Those where records get `propagation` to be seen, once for each order, beside the time that finding their zones takes.
+    #[must_use]
+    pub fn with_propagation(self, propagation: Duration) -> Limits {
+        const FINDING: Duration = Duration::from_secs(60);
+        Limits { order_by_dns: self.order + FINDING + propagation, ..self }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { request: Duration::from_secs(20), order: Duration::from_secs(120), order_by_dns: Duration::from_secs(360) }
+        Limits { request: Duration::from_secs(20), order: Duration::from_secs(120), order_by_dns: Duration::from_secs(300) }
     }
 }
 
@@ -76,12 +86,22 @@ pub struct Acme {
     transports: DashMap<Option<PathBuf>, Transport>,
     /// One registration at a time for each account.
     registering: DashMap<String, Arc<Mutex<()>>>,
+    /// Orders that were given up when all was proved, by account and names: their certificates need not be ordered again.
+    unfinished: DashMap<(String, BTreeSet<String>), Unfinished>,
 }
+
+struct Unfinished {
+    url: String,
+    key: Arc<KeyPair>,
+}
+
+/// More orders are not remembered.
+const MOST_UNFINISHED: usize = 1000;
 
 impl Acme {
     /// Answers go to `challenges`, which the listeners read; accounts are kept in `store`; TXT records go to `dns`, without which there are no wildcards.
     pub fn new(challenges: Arc<Challenges>, store: Arc<dyn Store>, dns: Option<Arc<Dns>>, limits: Limits) -> Acme {
-        Acme { challenges, store, dns, limits, transports: DashMap::new(), registering: DashMap::new() }
+        Acme { challenges, store, dns, limits, transports: DashMap::new(), registering: DashMap::new(), unfinished: DashMap::new() }
     }
 
     /// Orders one certificate for all names of `request`, with a fresh key.
@@ -107,7 +127,7 @@ impl Acme {
         let failed = |error: Error| Failure::of(&error, &BTreeSet::new(), Timestamp::now());
         let (_, directory) = transport.get(&issuer.directory).await.map_err(failed)?;
         let Some(url) = ari::url(&directory).map_err(Failure::unavailable)? else { return Ok(None) };
-        let id = chain::identifier(&record.chain).map_err(Failure::Local)?;
+        let id = ari::identifier(&record.chain).map_err(Failure::Local)?;
         let (_, body) = transport.get(&format!("{}/{id}", url.trim_end_matches('/'))).await.map_err(failed)?;
         ari::window(&body, transport.said(), Timestamp::now()).map(Some).map_err(Failure::unavailable)
     }
@@ -133,18 +153,45 @@ impl Acme {
 
     async fn order(&self, request: &Request<'_>, answers: &mut Answers) -> Result<Issued, Failure> {
         let transport = self.transport(request.issuer)?;
-        let mut order = self.begin(request, &transport).await?;
+        let holder = Holder { issuer: request.issuer, email: request.email };
+        let account = self.account(holder, None, &transport).await?;
+        let id = (holder.key(), request.names.clone());
+        let given_up = self.unfinished.remove(&id).map(|(_, unfinished)| unfinished);
+        if let Some(unfinished) = given_up
+            && let Some(order) = resumed(&account, &unfinished).await
+        {
+            return self.finish(order, unfinished.key, id, &transport).await;
+        }
+        let mut order = self.begin(request, account, &transport).await?;
         order::prove(&mut order, request, answers).await?;
-        order::finish(&mut order, request.names, &transport).await
+        let key = KeyPair::generate().map_err(|error| Failure::Local(format!("no key can be made: {error}")))?;
+        self.finish(order, Arc::new(key), id, &transport).await
     }
 
-    /// A new order, with the kept account or a new one: where the authority no longer knows the account, it is registered again, once.
-    async fn begin(&self, request: &Request<'_>, transport: &Transport) -> Result<Order, Failure> {
-        let holder = Holder { issuer: request.issuer, email: request.email };
-        let account = self.account(holder, None, transport).await?;
+    /// Waits for the certificate. If that takes too long, or is dropped, the order is gone on with when it is asked for again.
+    async fn finish(
+        &self,
+        mut order: Order,
+        key: Arc<KeyPair>,
+        id: (String, BTreeSet<String>),
+        transport: &Transport,
+    ) -> Result<Issued, Failure> {
+        if self.unfinished.len() < MOST_UNFINISHED {
+            self.unfinished.insert(id.clone(), Unfinished { url: order.url().to_owned(), key: Arc::clone(&key) });
+        }
+        let outcome = order::finish(&mut order, &id.1, &key, transport).await;
+        if !matches!(outcome, Err(Failure::Unavailable { .. })) {
+            self.unfinished.remove(&id);
+        }
+        outcome
+    }
+
+    /// A new order; where the authority no longer knows the account, it is registered again, once.
+    async fn begin(&self, request: &Request<'_>, account: Account, transport: &Transport) -> Result<Order, Failure> {
         match place(&account, request).await {
             Err(error) if matches!(kind_of(&error), Some("accountDoesNotExist" | "unauthorized")) => {
                 tracing::warn!(issuer = request.issuer.name, %error, "the authority no longer takes our account: registering again");
+                let holder = Holder { issuer: request.issuer, email: request.email };
                 let account = self.account(holder, Some(account.id()), transport).await?;
                 place(&account, request).await
             }
@@ -174,6 +221,12 @@ impl Acme {
     }
 }
 
+/// The order, if nothing but its certificate is missing. The answers to its challenges are gone.
+async fn resumed(account: &Account, unfinished: &Unfinished) -> Option<Order> {
+    let mut order = account.order(unfinished.url.clone()).await.ok()?;
+    matches!(order.state().status, OrderStatus::Ready | OrderStatus::Processing | OrderStatus::Valid).then_some(order)
+}
+
 /// How `name` is proved: wildcards can be by DNS-01 only (RFC 8555, 7.4.1 and 8.4).
 pub fn proof(name: &str, challenge: Challenge) -> Challenge {
     if name.starts_with("*.") { Challenge::Dns01 } else { challenge }
@@ -182,18 +235,23 @@ pub fn proof(name: &str, challenge: Challenge) -> Challenge {
 /// Places the order; without `replaces` where the authority wants to hear nothing of that.
 async fn place(account: &Account, request: &Request<'_>) -> Result<Order, Error> {
     let identifiers: Vec<Identifier> = request.names.iter().map(|name| identifier(name)).collect();
-    let replaces = request.replaces.and_then(|chain| chain::identifier(chain).ok());
+    let mut replaces = request.replaces.and_then(|chain| ari::identifier(chain).ok());
     let order = || {
         let order = NewOrder::new(&identifiers);
         if let Some(profile) = &request.issuer.profile { order.profile(profile) } else { order }
     };
-    if let Some(replaces) = replaces {
-        match patiently(async || account.new_order(&order().replaces(replaces.clone())).await).await {
-            Err(error) if concerns_replacing(&error) => {}
+    let mut patience = Patience::default();
+    loop {
+        let asked = match &replaces {
+            Some(replaces) => order().replaces(replaces.clone()),
+            None => order(),
+        };
+        match account.new_order(&asked).await {
+            Err(error) if replaces.is_some() && concerns_replacing(&error) => replaces = None,
+            Err(error) => patience.wait(error).await?,
             placed => return placed,
         }
     }
-    patiently(async || account.new_order(&order()).await).await
 }
 
 /// The authority knows no replacing, or not the certificate, or has seen it replaced: the order stands without.
@@ -212,15 +270,26 @@ fn identifier(name: &str) -> Identifier {
     name.parse().map_or_else(|_| Identifier::Dns(name.to_owned()), Identifier::Ip)
 }
 
-/// Asks again, a few times, as long as the answer is one that may be another in a moment: instant-acme itself does so for three
-/// refused nonces in a row.
-pub async fn patiently<T>(mut ask: impl AsyncFnMut() -> Result<T, Error>) -> Result<T, Error> {
+/// How often a request is repeated whose answer may be another in a moment: instant-acme itself repeats one only for three refused
+/// nonces in a row.
+#[derive(Debug, Default)]
+pub struct Patience(usize);
+
+impl Patience {
     const PAUSES: [Duration; 4] = [Duration::from_millis(100), Duration::from_millis(400), Duration::from_secs(1), Duration::from_secs(3)];
-    for pause in PAUSES {
-        match ask().await {
-            Err(error) if is_passing(&error) => sleep(pause).await,
-            answer => return answer,
+
+    /// Waits, where it makes sense to ask again.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn wait(&mut self, error: Error) -> Result<(), Error> {
+        match Patience::PAUSES.get(self.0) {
+            Some(pause) if is_passing(&error) => {
+                self.0 += 1;
+                sleep(*pause).await;
+                Ok(())
+            }
+            _ => Err(error),
         }
     }
-    ask().await
 }

@@ -268,3 +268,85 @@ fn with_causes(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Strin
     }
     one_line(&text)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn names() -> BTreeSet<String> {
+        ["a.example.com", "*.b.example.com", "other.test"].map(str::to_owned).into()
+    }
+
+    fn told(kind: &str, detail: &str) -> Failure {
+        let problem = serde_json::json!({"type": format!("urn:ietf:params:acme:error:{kind}"), "detail": detail});
+        Failure::of(&Error::Api(serde_json::from_value(problem).expect("a problem")), &names(), Timestamp::UNIX_EPOCH)
+    }
+
+    /// Texts as Let's Encrypt writes them.
+    #[test]
+    fn a_limit_is_one_of_the_names_that_its_text_names() {
+        let hour = Timestamp::UNIX_EPOCH + UNTOLD;
+        for (detail, expected) in [
+            (
+                "too many certificates (50) already issued for \"example.com\" in the last 168h0m0s",
+                &["*.b.example.com", "a.example.com"][..],
+            ),
+            ("too many failed authorizations (5) for \"other.test\" in the last 1h0m0s", &["other.test"]),
+            (
+                "too many certificates (5) already issued for this exact set of identifiers: A.example.com, other.test.",
+                &["a.example.com", "other.test"],
+            ),
+            ("too many new orders (300) from this account in the last 3h0m0s", &[]),
+            ("see https://letsencrypt.org/docs/rate-limits/", &[]),
+        ] {
+            match told("rateLimited", detail) {
+                Failure::RateLimited { until, names, .. } => {
+                    assert_eq!((until, names.iter().map(String::as_str).collect::<Vec<_>>()), (hour, expected.to_vec()), "{detail}");
+                }
+                other => panic!("{detail}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn problems_are_sorted_by_who_must_do_something() {
+        let gone = |failure| matches!(failure, Failure::Account { problem: AccountProblem::Gone, .. });
+        assert!(gone(told("accountDoesNotExist", "")) && gone(told("unauthorized", "Account is not valid, has status \"deactivated\"")));
+        assert!(matches!(told("externalAccountRequired", ""), Failure::Account { problem: AccountProblem::Binding, .. }));
+        assert!(matches!(told("unsupportedContact", ""), Failure::Account { problem: AccountProblem::Contact, .. }));
+        assert!(matches!(told("serverInternal", ""), Failure::Unavailable { .. }));
+        assert!(matches!(told("invalidProfile", ""), Failure::Local(_)));
+        for kind in ["caa", "dns", "rejectedIdentifier", "unsupportedIdentifier", "something-new"] {
+            let Failure::Names(refused) = told(kind, "cannot issue for \"other.test\"") else { panic!("{kind}") };
+            assert!(refused.keys().eq(["other.test"]), "{kind}: {refused:?}");
+            let Failure::Names(refused) = told(kind, "no") else { panic!("{kind}") };
+            assert_eq!(refused.len(), 3, "where nobody is named, all are: {kind}");
+        }
+    }
+
+    #[test]
+    fn subproblems_name_their_names() {
+        let part = |kind: &str, name: &str| serde_json::json!({"type": format!("urn:ietf:params:acme:error:{kind}"), "detail": "no", "identifier": {"type": "dns", "value": name}});
+        let problem = serde_json::json!({
+            "type": "urn:ietf:params:acme:error:malformed", "detail": "some are refused",
+            "subproblems": [part("caa", "b.example.com"), part("rejectedIdentifier", "other.test")],
+        });
+        let error = Error::Api(serde_json::from_value(problem).expect("a problem"));
+        let Failure::Names(refused) = Failure::of(&error, &names(), Timestamp::UNIX_EPOCH) else { panic!() };
+        let kinds: Vec<_> = refused.iter().map(|(name, refusal)| (name.as_str(), refusal.kind.as_str())).collect();
+        assert_eq!(kinds, [("*.b.example.com", "caa"), ("other.test", "rejectedIdentifier")]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_problem_is_sorted(kind in "\\PC{0,30}", detail in "\\PC{0,200}") {
+            let failure = told(&kind, &detail);
+            prop_assert!(!failure.to_string().chars().any(|letter| letter.is_control() && letter != '\n'));
+            if let Failure::Names(refused) = failure {
+                prop_assert!(!refused.is_empty() && refused.keys().all(|name| names().contains(name)));
+            }
+        }
+    }
+}

@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use instant_acme::{AuthorizationStatus, ChallengeHandle, ChallengeStatus, ChallengeType, Order, OrderStatus, Problem};
 use jiff::Timestamp;
-use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair, PublicKeyData};
+use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use tokio::time::{sleep, timeout};
+use zeroize::Zeroizing;
 
-use super::acme::{Issued, Request, patiently, proof};
-use super::chain;
+use super::acme::{Issued, Patience, Request, proof};
 use super::challenge::{Challenges, Live};
 use super::dns::{self, Dns, Fault, Published};
 use super::failure::{Blame, Failure, Refusal, is_passing, kind_of};
-use super::record::Secret;
+use super::pem;
 use super::transport::Transport;
 use crate::config::Challenge;
 
@@ -82,7 +82,10 @@ pub async fn prove(order: &mut Order, request: &Request<'_>, answers: &mut Answe
     let failed = |error| Failure::of(&error, request.names, Timestamp::now());
     let mut open = BTreeSet::new();
     let count = order.state().authorizations.len();
-    patiently(async || fetch(order, count).await).await.map_err(failed)?;
+    let mut patience = Patience::default();
+    while let Err(error) = fetch(order, count).await {
+        patience.wait(error).await.map_err(failed)?;
+    }
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization.map_err(failed)?;
@@ -111,10 +114,13 @@ pub async fn prove(order: &mut Order, request: &Request<'_>, answers: &mut Answe
         let Some(mut challenge) = authorization.challenge(wire(proof(&name, request.challenge))).filter(|_| open.contains(&name)) else {
             continue;
         };
-        match patiently(async || challenge.set_ready().await).await {
-            // The first try arrived after all: its answer was lost.
-            Err(error) if kind_of(&error) == Some("malformed") => {}
-            told => told.map_err(failed)?,
+        let mut patience = Patience::default();
+        while let Err(error) = challenge.set_ready().await {
+            // An earlier try arrived after all: its answer was lost.
+            if kind_of(&error) == Some("malformed") {
+                break;
+            }
+            patience.wait(error).await.map_err(failed)?;
         }
     }
     Ok(())
@@ -132,12 +138,11 @@ async fn fetch(order: &mut Order, count: usize) -> Result<(), instant_acme::Erro
 }
 
 /// Waits until the order is ready, asks for the certificate and fetches it.
-pub async fn finish(order: &mut Order, names: &BTreeSet<String>, transport: &Transport) -> Result<Issued, Failure> {
+pub async fn finish(order: &mut Order, names: &BTreeSet<String>, key: &KeyPair, transport: &Transport) -> Result<Issued, Failure> {
     const OUTAGES: u32 = 8;
     const FINALIZED: u32 = 3;
     let failed = |error| Failure::of(&error, names, Timestamp::now());
-    let key = KeyPair::generate().map_err(|error| Failure::Local(format!("no key can be made: {error}")))?;
-    let request = signing_request(names, &key)?;
+    let request = signing_request(names, key)?;
     let (mut outages, mut finalized) = (0, 0);
     let mut pace = Pace::new();
     loop {
@@ -165,8 +170,14 @@ pub async fn finish(order: &mut Order, names: &BTreeSet<String>, transport: &Tra
             }
             OrderStatus::Ready => return Err(Failure::unavailable("it takes the signing request and makes nothing of it")),
             OrderStatus::Valid => {
-                let chain = patiently(async || order.certificate().await).await.map_err(failed)?;
-                return issued(chain.unwrap_or_default(), &key, names);
+                let mut patience = Patience::default();
+                let chain = loop {
+                    match order.certificate().await {
+                        Ok(chain) => break chain.unwrap_or_default(),
+                        Err(error) => patience.wait(error).await.map_err(failed)?,
+                    }
+                };
+                return issued(&chain, key, names);
             }
             OrderStatus::Invalid => {
                 let problem = state.error.clone();
@@ -177,15 +188,13 @@ pub async fn finish(order: &mut Order, names: &BTreeSet<String>, transport: &Tra
 }
 
 /// The certificate with its key, if it is what was asked for.
-fn issued(chain: String, key: &KeyPair, names: &BTreeSet<String>) -> Result<Issued, Failure> {
-    let leaf = chain::leaf(&chain).map_err(|text| Failure::unavailable(format!("it gives what is no certificate: {text}")))?;
-    if leaf.public_key != key.subject_public_key_info() {
-        return Err(Failure::unavailable("it gives a certificate for another key"));
-    }
-    if let Some(name) = names.difference(&leaf.names).next() {
+fn issued(chain: &str, key: &KeyPair, names: &BTreeSet<String>) -> Result<Issued, Failure> {
+    let key = Zeroizing::new(key.serialize_pem());
+    let read = pem::read(chain, &key).map_err(|flaw| Failure::unavailable(format!("it gives what cannot be used: {flaw}")))?;
+    if let Some(name) = names.iter().find(|name| !read.names.contains(name)) {
         return Err(Failure::unavailable(format!("it gives a certificate without {name}")));
     }
-    Ok(Issued { chain, key: Secret::new(key.serialize_pem()), not_before: leaf.not_before, not_after: leaf.not_after })
+    Ok(Issued { chain: read.chain, key: read.key, not_before: read.not_before, not_after: read.not_after })
 }
 
 /// Which names failed. The authority goes on with the others for a moment, so that all that fail are told at once.

@@ -72,11 +72,15 @@ impl Probe {
 
     /// Asks all `names` (no wildcards) at once. For an authority of the `public`, names with private addresses only are refused too.
     pub async fn ask(&self, names: &BTreeSet<String>, public: bool) -> BTreeMap<String, Result<(), Refusal>> {
-        let asked = names.iter().map(async |name| {
-            let late = |_| Err(refusal("timeout", format!("asking {name} takes longer than {WHOLE:?}: check its DNS and the way here")));
-            (name.clone(), timeout(WHOLE, self.one(name, public)).await.unwrap_or_else(late))
-        });
+        let asked: Vec<_> = names.iter().cloned().map(|name| self.named(name, public)).collect();
         futures_util::stream::iter(asked).buffer_unordered(AT_ONCE).collect().await
+    }
+
+    async fn named(&self, name: String, public: bool) -> (String, Result<(), Refusal>) {
+        let outcome = timeout(WHOLE, self.one(&name, public)).await;
+        let late = || refusal("timeout", format!("asking {name} takes longer than {WHOLE:?}: check its DNS and the way here"));
+        let outcome = outcome.unwrap_or_else(|_| Err(late()));
+        (name, outcome)
     }
 
     async fn one(&self, name: &str, public: bool) -> Result<(), Refusal> {

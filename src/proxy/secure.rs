@@ -40,7 +40,7 @@ pub(super) fn answer(
         Mode::Both | Mode::Off if !secured && route.tls.client_ca.is_some() => Some(Answer::SecureOnly),
         Mode::Both => None,
         // Whoever serves the host may be obtaining a certificate too, and is asked over HTTP only.
-        Mode::Redirect | Mode::Passthrough if !secured && head.path.starts_with(challenge::PATH) => None,
+        Mode::Redirect if !secured && head.path.starts_with(challenge::PATH) => None,
         // Its answer leads to HTTPS anyway, and to the right host at once.
         Mode::Redirect | Mode::Passthrough if !secured && matches!(route.action, Action::RedirectHost(_)) => None,
         Mode::Redirect | Mode::Passthrough if !secured => {

@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -23,7 +22,8 @@ use skep::certificate::challenge::{ALPN, Challenges};
 use skep::certificate::dns::{Dns, Error, Provider, Record};
 use skep::certificate::zone::Zones;
 use skep::config;
-use skep::store::{self, Change, Entry, Store, Version};
+use skep::store::Store;
+use skep::store::keyed::Keyed;
 
 use crate::harness::{request, send};
 
@@ -135,7 +135,7 @@ impl Pebble {
         let config = serde_json::json!({"pebble": {
             "listenAddress": self.address.to_string(), "managementListenAddress": format!("127.0.0.1:{}", free_port()),
             "certificate": path("cert.pem"), "privateKey": path("key.pem"), "httpPort": self.http_port, "tlsPort": self.tls_port,
-            "ocspResponderURL": "", "externalAccountBindingRequired": !options.bindings.is_empty(),
+            "ocspResponderURL": "", "domainBlocklist": ["blocked.test"], "externalAccountBindingRequired": !options.bindings.is_empty(),
             "externalAccountMACKeys": options.bindings, "certificateValidityPeriod": 7_776_000,
         }});
         std::fs::write(path("pebble.json"), config.to_string()).unwrap();
@@ -151,10 +151,6 @@ impl Pebble {
         listening(self.address).await;
     }
 
-    pub fn stop_authority(&mut self) {
-        self.pebble = None;
-    }
-
     /// The DNS in which every name is this machine.
     pub async fn start_names(&mut self) {
         self.names = None;
@@ -165,10 +161,6 @@ impl Pebble {
         listening(self.dns).await;
     }
 
-    pub fn stop_names(&mut self) {
-        self.names = None;
-    }
-
     fn spawn(&self, mut command: Command, log: &str) -> Process {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.directory.path().join(log)).unwrap();
         let program = command.get_program().to_owned();
@@ -176,9 +168,14 @@ impl Pebble {
         Process(child.unwrap_or_else(|error| panic!("{program:?}: {error}; `./dev test` installs it, as does `apt-get install pebble`")))
     }
 
+    /// Where its DNS is asked.
+    pub fn names_address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.dns_port))
+    }
+
     /// The same DNS as Skep uses it.
     pub fn provider(&self, names: &Arc<TestNames>) -> Arc<Dns> {
-        let server = SocketAddr::from(([127, 0, 0, 1], self.dns_port));
+        let server = self.names_address();
         Arc::new(Dns::new(names.clone(), Zones::new(&[server], vec![server]).unwrap(), None, Duration::from_secs(20)))
     }
 
@@ -200,13 +197,14 @@ impl Pebble {
         path
     }
 
+    /// How many certificates it gave.
+    pub fn issued(&self) -> usize {
+        std::fs::read_to_string(self.directory.path().join("pebble.log")).unwrap().matches("Issued certificate serial").count()
+    }
+
     /// Changes the DNS: `set-txt`, `clear-txt`, `add-a`, `set-servfail`, ...
     pub async fn change_names(&self, what: &str, body: serde_json::Value) {
         change_names(self.dns, what, body).await;
-    }
-
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("pebble.log")).unwrap()
     }
 }
 
@@ -251,38 +249,84 @@ impl Provider for TestNames {
     }
 }
 
-/// A store in memory.
-#[derive(Debug, Default)]
-pub struct Memory(pub Mutex<BTreeMap<String, Entry>>);
+/// A store on a disk of its own.
+pub fn store() -> (tempfile::TempDir, Arc<dyn Store>) {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, findings) = Keyed::open(directory.path()).unwrap();
+    assert_eq!(findings, []);
+    (directory, Arc::new(store))
+}
 
-impl Store for Memory {
-    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>, store::Error>> {
-        Box::pin(async move { Ok(self.0.lock().unwrap().get(key).cloned()) })
+/// A door to an authority that can be shut: it counts what comes in, and cuts connections.
+pub struct Door {
+    pub address: SocketAddr,
+    /// Pieces that clients sent so far.
+    pub pieces: Arc<AtomicUsize>,
+    cut: Arc<Mutex<Cut>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// What happens at a door.
+#[derive(Clone, Copy, Debug)]
+pub enum Cut {
+    Never,
+    /// The connection that brings the n-th piece is cut; later ones are fine.
+    Once(usize),
+    /// From the n-th piece on, every connection is cut.
+    From(usize),
+    /// From the n-th piece on, nothing passes, and nobody is told.
+    Silent(usize),
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.task.abort();
     }
+}
 
-    fn put<'a>(&'a self, key: &'a str, value: &'a [u8], expected: Option<&'a Version>) -> BoxFuture<'a, Result<Version, store::Error>> {
-        Box::pin(async move {
-            store::check_key(key)?;
-            let mut entries = self.0.lock().unwrap();
-            if entries.get(key).map(|entry| &entry.version) != expected {
-                return Err(store::Error::Conflict { key: key.to_owned() });
+impl Door {
+    pub async fn to(authority: SocketAddr, cut: Cut) -> Door {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, pieces) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+        let cut = Arc::new(Mutex::new(cut));
+        let (counted, now) = (Arc::clone(&pieces), Arc::clone(&cut));
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(pass(client, authority, Arc::clone(&now), Arc::clone(&counted)));
             }
-            let version = Version::new(format!("{:?}", Instant::now()));
-            entries.insert(key.to_owned(), Entry { version: version.clone(), value: value.to_vec().into() });
-            Ok(version)
-        })
+        });
+        Door { address, pieces, cut, task }
     }
 
-    fn remove<'a>(&'a self, key: &'a str, _: &'a Version) -> BoxFuture<'a, Result<(), store::Error>> {
-        Box::pin(async move { Ok(drop(self.0.lock().unwrap().remove(key))) })
+    pub fn open(&self) {
+        *self.cut.lock().unwrap() = Cut::Never;
     }
+}
 
-    fn list<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<BTreeMap<String, Version>, store::Error>> {
-        unimplemented!("accounts are not listed")
-    }
-
-    fn watch(&self, _: &str) -> BoxStream<'static, Change> {
-        unimplemented!("accounts are not watched")
+async fn pass(mut client: TcpStream, authority: SocketAddr, cut: Arc<Mutex<Cut>>, pieces: Arc<AtomicUsize>) {
+    let mut server = TcpStream::connect(authority).await.unwrap();
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_server, mut to_server) = server.split();
+    let there = async {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
+            let number = pieces.fetch_add(1, Ordering::SeqCst) + 1;
+            let cut = *cut.lock().unwrap();
+            match cut {
+                Cut::Once(at) if number == at => return,
+                Cut::From(at) if number >= at => return,
+                Cut::Silent(at) if number >= at => std::future::pending().await,
+                _ => {}
+            }
+            if to_server.write_all(&buffer[..count]).await.is_err() {
+                return;
+            }
+        }
+    };
+    // Either end may be gone first; then the other goes too.
+    tokio::select! {
+        () = there => {}
+        _ = tokio::io::copy(&mut from_server, &mut to_client) => {}
     }
 }
 

@@ -229,21 +229,24 @@ async fn an_upgrade_refuses_no_connection_to_a_port() {
     let (upstream, port, http) = (echo("db ").await, free_port(), free_port());
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
-    let listen = port.to_string();
-    std::fs::write(path("stack.yml"), services(&[("db", &[("skep.tcp.listen", &listen), ("skep.tcp.address", &upstream.to_string())])]))
-        .unwrap();
+    let (listen, address) = (port.to_string(), upstream.to_string());
+    let write = |labels: &[(&str, &str)]| std::fs::write(path("stack.yml"), services(&[("db", labels)])).unwrap();
+    write(&[("skep.host", "a.test"), ("skep.address", &address)]);
     let settings = format!(
         "[http]\nlisten = \"127.0.0.1:{http}\"\n[https]\nlisten = \"off\"\n[admin]\nlisten = \"off\"\n[tcp]\nports = [{port}]\nlisten = \"127.0.0.1\"\n\
          [proxy]\ndrain = \"3s\"\n[state]\ndirectory = \"{0}\"\n[access-log]\npath = \"{0}/access.log\"\n",
         directory.path().display(),
     );
     std::fs::write(path("skep.toml"), settings).unwrap();
-    let run = || {
+    let run = |log: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_skep"));
         command.args(["run", "--no-docker", "--config"]).arg(path("skep.toml")).arg("--file").arg(path("stack.yml"));
-        Process(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(std::fs::File::create(path("log")).unwrap()).spawn().unwrap())
+        Process(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(std::fs::File::create(path(log)).unwrap()).spawn().unwrap())
     };
-    let mut first = run();
+    let mut first = run("first.log");
+    until("it serves", || async { TcpStream::connect(at(http)).await.is_ok() }).await;
+    // A port that it did not have when it began.
+    write(&[("skep.tcp.listen", &listen), ("skep.tcp.address", &address)]);
     until("it listens", || async { TcpStream::connect(at(port)).await.is_ok() }).await;
     let mut open = TcpStream::connect(at(port)).await.unwrap();
     let mut name = [0; 3];
@@ -263,8 +266,8 @@ async fn an_upgrade_refuses_no_connection_to_a_port() {
         })
         .collect();
     // One started beside the first, which finds it at the upgrade socket and takes over.
-    let _second = run();
-    until("the first lets go", || async { std::fs::read_to_string(path("log")).unwrap_or_default().contains("took over") }).await;
+    let _second = run("second.log");
+    until("the first lets go", || async { std::fs::read_to_string(path("second.log")).unwrap_or_default().contains("took over") }).await;
     open.write_all(b"still").await.unwrap();
     open.shutdown().await.unwrap();
     let mut rest = String::new();
@@ -421,9 +424,17 @@ mod passthrough {
     }
 
     #[tokio::test]
-    async fn over_http_the_client_is_sent_to_https() {
-        let stack = services(&[("vault", &[("skep.host", "vault.test"), ("skep.tls", "passthrough"), ("skep.address", "127.0.0.1:1")])]);
-        let edge = Edge::with(&stack).await;
+    async fn the_edge_passes_it_through_and_sends_http_to_https() {
+        let (one, first) = service("vault.test", false).await;
+        let one = one.to_string();
+        let stack = services(&[("vault", &[("skep.host", "vault.test"), ("skep.tls", "passthrough"), ("skep.address", &one)])]);
+        let edge = Edge::with_config(&stack, |config| {
+            config.https.listen = vec!["127.0.0.1:0".parse().unwrap()];
+            config.https.public_port = Some(443);
+        })
+        .await;
+        assert_eq!(ask(edge.running.https[0], "vault.test", &first).await.as_deref(), Some("ping"));
+        assert_eq!(ask(edge.running.https[0], "other.test", &first).await, None, "the edge's own certificate");
         let reply = get_path(edge.http, "vault.test", "/ui?a=1").await;
         assert_eq!((reply.status, reply.header("location")), (301, "https://vault.test/ui?a=1"));
         let reply = send(edge.http, request("POST", "vault.test", "/", &[])).await;

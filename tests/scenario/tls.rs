@@ -163,7 +163,8 @@ async fn labels_say_whom_a_task_is_vouched_for_by() {
     let (ca, name, wrong) = (("skep.upstream-ca", ca), ("skep.upstream-sni", "shop.internal"), ("skep.upstream-sni", "other.internal"));
     let (off, check) = (("skep.upstream-verify", "off"), [("skep.health-path", "/"), ("skep.health-interval", "100ms")]);
     // In this order: no connection that one of them keeps may serve the next, which asks for more.
-    let table: [(&str, &str, &str, &[(&str, &str)], u16); 11] = [
+    type Row<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, &'a str)], u16);
+    let table: [Row<'_>; 11] = [
         ("careless", "https", &bad, &[name, off], 200),
         ("misled", "https", &bad, &[name, ca], 502),
         ("vouched", "https", &good, &[name, ca], 200),
