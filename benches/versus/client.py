@@ -1,6 +1,7 @@
 """A plain HTTP/1.1 client on one connection: an exact number of requests, and connections that are held open."""
 
 import socket
+import ssl
 
 HOST = "host-0.test"
 
@@ -32,10 +33,22 @@ def head_of(answer):
     return int(status.split()[1]), len(head) + 4 + int(fields[b"content-length"])
 
 
+def unverified():
+    """TLS with whom it may concern: the certificate is the proxy's own affair."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+TLS = unverified()
+
+
 class Connection:
-    def __init__(self, port, timeout=20):
+    def __init__(self, port, timeout=20, tls=False, session=None):
         self.socket = socket.create_connection(("127.0.0.1", port), timeout)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls:
+            self.socket = TLS.wrap_socket(self.socket, server_hostname=HOST, session=session)
 
     def exchange(self, message):
         """The status of the answer to `message`. Raises OSError when there is none."""
@@ -62,9 +75,9 @@ class Connection:
         self.socket.close()
 
 
-def answers(port, name=HOST):
+def answers(port, name=HOST, tls=False):
     """Whether a proxy (or the backend) on this port serves this host."""
-    connection = Connection(port)
+    connection = Connection(port, tls=tls)
     try:
         return connection.exchange(request(name=name)) == 200
     finally:

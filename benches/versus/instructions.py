@@ -17,19 +17,26 @@ WORKS = {
     "upload": lambda number: client.request("/upload", body=b"x" * 100_000),
     "hosts": lambda number: client.request(name=client.host(number % 1000)),
     "connections": lambda number: client.request(close=True),
+    "tls-new": lambda number: client.request(close=True),
+    "tls-resumed": lambda number: client.request(close=True),
+    "tls-small": lambda number: client.request(),
+    "tls-large": lambda number: client.request("/large"),
 }
+CLOSING = {"connections", "tls-new", "tls-resumed"}
 DEFAULT_PEERS = ["skep", "haproxy", "nginx"]
 
 
-def exchange(port, work, count, offset=0):
+def exchange(place, work, count, offset=0):
     """`count` requests, one after another, on one connection (on one each where the work is about that)."""
-    connection = None
+    connection, session, tls = None, None, work.startswith("tls-")
+    port = place.tls if tls else place.http
     for number in range(offset, offset + count):
-        connection = connection or client.Connection(port, timeout=60)
+        connection = connection or client.Connection(port, timeout=60, tls=tls, session=session)
         status = connection.exchange(WORKS[work](number))
         if status != 200:
             raise OSError(f"an answer {status}")
-        if work == "connections":
+        if work in CLOSING:
+            session = connection.socket.session if work == "tls-resumed" else None
             connection.close()
             connection = None
     if connection:
@@ -106,15 +113,17 @@ def show(peer, out, arguments):
     return each
 
 
-def profile(children, peer, arguments, directory, core, ports, upstreams):
-    place = peers.Place(directory, ports, upstreams, single=True)
+def profile(children, peer, arguments, directory, core, ports, upstreams, certificates):
+    place = peers.Place(directory, ports, upstreams, single=True, certificates=certificates)
     out = os.path.join(arguments.keep, f"callgrind.{peer.name}.{arguments.work}")
     valgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no", "--fair-sched=yes", f"--callgrind-out-file={out}"]
     child = children.start(peer.name, [*valgrind, *peer.command(peer.find(), place)], core, directory)
     child.wait_for(lambda: client.answers(place.http))
-    exchange(place.http, arguments.work, WARM_UP)
+    if certificates:
+        child.wait_for(lambda: client.answers(place.tls, tls=True))
+    exchange(place, arguments.work, WARM_UP)
     control(child, "-i", "on")
-    exchange(place.http, arguments.work, arguments.requests, WARM_UP)
+    exchange(place, arguments.work, arguments.requests, WARM_UP)
     control(child, "-i", "off")
     control(child, "-d")
     children.stop(child)
@@ -131,14 +140,18 @@ def newest(out):
 
 def run(arguments):
     proxy_core, _, backend_core = cores()
+    arguments.work = (arguments.work or ["small"])[0]
+    if arguments.work not in WORKS:
+        raise SystemExit(f"--instructions takes one of {', '.join(WORKS)}")
     arguments.keep = os.path.join(peers.TARGET, "versus")
     os.makedirs(arguments.keep, exist_ok=True)
     hosts = 1000 if arguments.work == "hosts" else 1
     chosen = [peer for peer in peers.all_peers("profiling") if peer.name in (arguments.only or DEFAULT_PEERS)]
     with tempfile.TemporaryDirectory(prefix="versus.") as scratch, Children() as children:
-        backend_port, *ports = free_ports(1 + 3 * len(chosen))
-        place = peers.Place(os.path.join(scratch, "backend"), (0, 0, 0), [])
+        backend_port, *ports = free_ports(1 + peers.PORTS * len(chosen))
+        place = peers.Place(os.path.join(scratch, "backend"), (0,) * peers.PORTS, [])
         os.makedirs(place.directory)
+        certificates = peers.make_certificates(scratch) if arguments.work.startswith("tls-") else None
         child = children.start("backend", peers.backend(place, backend_port, 1000), backend_core, place.directory)
         child.wait_for(lambda: client.answers(backend_port))
         upstreams = [(client.host(n), peers.backend_address(n, backend_port)) for n in range(hosts)]
@@ -147,7 +160,8 @@ def run(arguments):
             directory = os.path.join(scratch, peer.name)
             os.makedirs(directory)
             try:
-                out = newest(profile(children, peer, arguments, directory, proxy_core, ports[3 * number:][:3], upstreams))
+                out = newest(profile(children, peer, arguments, directory, proxy_core, ports[peers.PORTS * number:][:peers.PORTS],
+                                     upstreams, certificates))
             except (StartFailed, peers.Missing, OSError) as error:
                 print(f"\n{peer.title}: {error}", flush=True)
                 continue

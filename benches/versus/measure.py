@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import client
-from loads import parse_h2load, parse_wrk
+from loads import OPENSSL, parse_h2load, parse_handshakes, parse_wrk
 
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -59,14 +59,17 @@ def slice_of(work, child, place, core, seconds):
     if os.path.exists(log):
         os.unlink(log)  # h2load appends
     command = ["taskset", "-c", str(core), *work.command(place, seconds, log)]
+    environment = {**os.environ, "OPENSSL_CONF": place.write("openssl.cnf", OPENSSL)} if work.tls else None
     before = Cpu(child.pids())
     # Its end is waited for at most so long: a proxy that hangs must not hang the comparison.
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, env=environment)
     except subprocess.TimeoutExpired:
         raise ValueError(f"{command[3]} did not end") from None
     used = Cpu(child.pids()).since(before)
-    if not work.h2c:
+    if work.client == "handshakes":
+        return parse_handshakes(done.stdout or done.stderr), used
+    if work.client == "wrk":
         return parse_wrk(done.stdout + done.stderr), used
     times = ""
     if os.path.exists(log):

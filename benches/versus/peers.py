@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 
-from client import host
+from client import HOST, host
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TARGET = os.path.abspath(os.environ.get("CARGO_TARGET_DIR") or os.path.join(ROOT, "target"))
@@ -56,11 +56,55 @@ def from_wheel(package, version, binary):
     return find
 
 
-class Place:
-    """What a configuration is written for: a directory, the ports to listen on, the hosts and their upstreams."""
+PORTS = 4  # of a place
 
-    def __init__(self, directory, ports, upstreams, single=False):
-        self.directory, (self.http, self.h2c, self.admin), self.upstreams = directory, ports, upstreams
+
+def make_certificates(directory):
+    """An authority and its certificate for the first host, both of P-256, as most public ones are by now: HOST.crt (with the authority's,
+    as chains are sent), HOST.key, and both in HOST.pem. One call for all peers, so that all send the same bytes."""
+    path = os.path.join(directory, "certificates")
+    os.makedirs(path, mode=0o700)
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    leaf = "subjectAltName=DNS:{}\nkeyUsage=digitalSignature\nextendedKeyUsage=serverAuth\nbasicConstraints=critical,CA:false\n"
+    for name, text in {"leaf.conf": leaf.format(HOST)}.items():
+        with open(os.path.join(directory, name), "w") as file:
+            file.write(text)
+    for arguments in (
+        ["req", "-x509", *key, "-days", "7", "-subj", "/O=versus/CN=versus authority", "-addext", "keyUsage=critical,keyCertSign",
+         "-keyout", "authority.key", "-out", "authority.crt"],
+        ["req", *key, "-subj", f"/CN={HOST}", "-keyout", f"certificates/{HOST}.key", "-out", "leaf.csr"],
+        ["x509", "-req", "-in", "leaf.csr", "-CA", "authority.crt", "-CAkey", "authority.key", "-set_serial", "7", "-days", "7",
+         "-extfile", "leaf.conf", "-out", "leaf.crt"],
+    ):
+        done = subprocess.run([on_path("openssl"), *arguments], cwd=directory, capture_output=True, text=True)
+        if done.returncode:
+            raise Missing(f"openssl {arguments[0]}: {done.stderr.strip()}")
+
+    def text_of(name):
+        with open(os.path.join(directory, name)) as file:
+            return file.read()
+
+    chain, secret = text_of("leaf.crt") + text_of("authority.crt"), text_of(f"certificates/{HOST}.key")
+    # HAProxy wants one file; Skep would take a second certificate of one name in its directory amiss.
+    for name, text in {f"certificates/{HOST}.crt": chain, "both.pem": chain + secret}.items():
+        with open(os.open(os.path.join(directory, name), os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            file.write(text)
+    os.chmod(os.path.join(path, f"{HOST}.key"), 0o600)
+    return Certificates(path, os.path.join(path, f"{HOST}.crt"), os.path.join(path, f"{HOST}.key"), os.path.join(directory, "both.pem"))
+
+
+class Certificates:
+    def __init__(self, directory, chain, key, both):
+        self.directory, self.chain, self.key, self.both = directory, chain, key, both
+
+
+class Place:
+    """What a configuration is written for: a directory, the ports to listen on, the hosts and their upstreams, and the certificate if
+    TLS is spoken there too."""
+
+    def __init__(self, directory, ports, upstreams, single=False, certificates=None):
+        self.directory, (self.http, self.h2c, self.admin, self.tls), self.upstreams = directory, ports, upstreams
+        self.certificates = certificates
         # Under valgrind: one process, which is the one that works.
         self.single = single
 
@@ -72,8 +116,9 @@ class Place:
 
 
 def skep(binary, place):
+    secure = "      skep.tls: both\n      skep.cert: file\n" if place.certificates else ""
     services = "".join(
-        f"  s{number}:\n    labels:\n      skep.host: {name}\n      skep.address: {address}\n"
+        f"  s{number}:\n    labels:\n      skep.host: {name}\n      skep.address: {address}\n{secure}"
         for number, (name, address) in enumerate(place.upstreams)
     )
     stack = place.write("stack.yml", f"services:\n{services}")
@@ -81,7 +126,9 @@ def skep(binary, place):
 [http]
 listen = ["127.0.0.1:{place.http}"]
 [https]
-listen = []
+listen = [{f'"127.0.0.1:{place.tls}"' if place.certificates else ""}]
+[certificates]
+directory = "{place.certificates.directory if place.certificates else "off"}"
 [admin]
 listen = "127.0.0.1:{place.admin}"
 [docker]
@@ -104,6 +151,7 @@ def haproxy(binary, place):
     backends = "".join(
         f"backend b{n}\n    server s {address} pool-max-conn {POOL}\n" for n, (_, address) in enumerate(place.upstreams)
     )
+    secure = f"bind 127.0.0.1:{place.tls} backlog 4096 ssl crt {place.certificates.both} alpn h2,http/1.1" if place.certificates else ""
     config = place.write("haproxy.cfg", f"""
 global
     nbthread 1
@@ -122,7 +170,8 @@ defaults
 frontend front
     bind 127.0.0.1:{place.http} backlog 4096
     bind 127.0.0.1:{place.h2c} backlog 4096 proto h2
-    http-request set-header X-Forwarded-Proto http
+    {secure}
+    http-request set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)]
     http-request set-header X-Forwarded-Host %[req.hdr(host)]
     use_backend %[req.hdr(host),lower,map({names})]
 {backends}""")
@@ -164,6 +213,12 @@ def nginx_head(place):
 
 
 def nginx(binary, place):
+    secure = f"""
+        listen 127.0.0.1:{place.tls} ssl http2 backlog=4096;
+        ssl_certificate {place.certificates.chain};
+        ssl_certificate_key {place.certificates.key};
+        ssl_protocols TLSv1.2 TLSv1.3;
+""" if place.certificates else ""
     parts = [nginx_head(place), f"""
     keepalive_timeout 60s;
     client_header_timeout 15s;
@@ -191,7 +246,7 @@ def nginx(binary, place):
     upstream b{number} {{ server {address}; keepalive {POOL}; keepalive_requests {NO_LIMIT}; }}
     server {{
         listen 127.0.0.1:{place.http};
-        listen 127.0.0.1:{place.h2c} http2;
+        listen 127.0.0.1:{place.h2c} http2;{secure}
         server_name {name};
         location / {{ proxy_pass http://b{number}; }}
     }}
@@ -204,15 +259,23 @@ def nginx_command(binary, place, text):
 
 
 def traefik(binary, place):
+    def router(number, name, point):
+        return {"rule": f"Host(`{name}`)", "service": f"s{number}", "entryPoints": [point], **({"tls": {}} if point == "secure" else {})}
+
+    points = ["web", "secure"] if place.certificates else ["web"]
     rules = {"http": {
-        "routers": {f"r{n}": {"rule": f"Host(`{name}`)", "service": f"s{n}", "entryPoints": ["web"]}
-                    for n, (name, _) in enumerate(place.upstreams)},
+        "routers": {f"{point}{n}": router(n, name, point) for n, (name, _) in enumerate(place.upstreams) for point in points},
         "services": {f"s{n}": {"loadBalancer": {"servers": [{"url": f"http://{address}"}]}}
                      for n, (_, address) in enumerate(place.upstreams)},
     }}
+    secure = []
+    if place.certificates:
+        rules["tls"] = {"certificates": [{"certFile": place.certificates.chain, "keyFile": place.certificates.key}]}
+        secure = [f"--entrypoints.secure.address=127.0.0.1:{place.tls}", "--entrypoints.secure.transport.respondingtimeouts.idletimeout=60s"]
     place.h2c = place.http
     return [
         binary,
+        *secure,
         f"--entrypoints.web.address=127.0.0.1:{place.http}",
         "--entrypoints.web.transport.respondingtimeouts.idletimeout=60s",
         f"--serverstransport.maxidleconnsperhost={POOL}",
@@ -228,9 +291,12 @@ def traefik(binary, place):
 
 
 def caddy(binary, place):
+    secure = f"tls {place.certificates.chain} {place.certificates.key}" if place.certificates else ""
+    addresses = [(f"http://{{}}:{place.http}", "")] + ([(f"https://{{}}:{place.tls}", secure)] if place.certificates else [])
     sites = "".join(f"""
-http://{name}:{place.http} {{
+{form.format(name)} {{
     bind 127.0.0.1
+    {tls}
     reverse_proxy {address} {{
         transport http {{
             dial_timeout 2s
@@ -240,7 +306,7 @@ http://{name}:{place.http} {{
         }}
     }}
 }}
-""" for name, address in place.upstreams)
+""" for name, address in place.upstreams for form, tls in addresses)
     config = place.write("Caddyfile", f"""{{
     storage file_system {place.directory}
     admin off
@@ -250,7 +316,7 @@ http://{name}:{place.http} {{
         level ERROR
     }}
     servers {{
-        protocols h1 h2c
+        protocols h1 h2 h2c
         timeouts {{
             read_header 15s
             idle 60s
@@ -287,13 +353,29 @@ def envoy(binary, place):
         "route_config": {"name": "hosts", "virtual_hosts": hosts, "request_headers_to_add": [forwarded_host]},
         "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": router}}],
     }
+    def listener(name, port, chain):
+        filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
+        return {
+            "name": name, "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
+            "filter_chains": [{"filters": filters, **chain}],
+        }
+
+    listeners = [listener("front", place.http, {})]
+    if place.certificates:
+        listeners.append(listener("secure", place.tls, {"transport_socket": {
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                "common_tls_context": {
+                    "alpn_protocols": ["h2", "http/1.1"],
+                    "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
+                    "tls_certificates": [{"certificate_chain": {"filename": place.certificates.chain},
+                                          "private_key": {"filename": place.certificates.key}}],
+                },
+            },
+        }}))
     config = {"static_resources": {
-        "listeners": [{
-            "name": "front",
-            "address": {"socket_address": {"address": "127.0.0.1", "port_value": place.http}},
-            "filter_chains": [{"filters": [
-                {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
-        }],
+        "listeners": listeners,
         "clusters": [cluster(n, address) for n, (_, address) in enumerate(place.upstreams)],
     }}
     place.h2c = place.http

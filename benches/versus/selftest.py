@@ -2,7 +2,12 @@
 
 import json
 import os
+import shutil
+import socket
+import ssl
+import subprocess
 import tempfile
+import threading
 import unittest
 
 import client
@@ -71,8 +76,14 @@ class Parsers(unittest.TestCase):
         self.assertEqual((outcome.requests, outcome.seconds, outcome.p50, outcome.p99, outcome.errors), (12469, 1.0, 50.0, 99.0, 3))
         self.assertIsNone(loads.parse_h2load(H2LOAD).p99)
 
+    def test_handshakes(self):
+        text = json.dumps({"requests": 3, "seconds": 1.5, "micros": [3, 1, 2], "errors": 1, "said": ["1 x a full handshake"]})
+        outcome = loads.parse_handshakes(text)
+        self.assertEqual((outcome.requests, outcome.rate, outcome.p50, outcome.p99, outcome.errors), (3, 2.0, 2.0, 2.0, 1))
+        self.assertEqual(outcome.said, ["1 x a full handshake"])
+
     def test_what_is_no_output_is_refused(self):
-        for parse in (loads.parse_wrk, loads.parse_h2load):
+        for parse in (loads.parse_wrk, loads.parse_h2load, loads.parse_handshakes):
             for text in ("", "unable to connect to 127.0.0.1:1 Connection refused", "finished in x"):
                 self.assertRaises(ValueError, parse, text)
 
@@ -158,7 +169,7 @@ class Configurations(unittest.TestCase):
         with tempfile.TemporaryDirectory() as directory:
             for peer in peers.all_peers("release"):
                 upstreams = [(client.host(n), peers.backend_address(n, 9000)) for n in (0, 300)]
-                place = peers.Place(tempfile.mkdtemp(dir=directory), (8001, 8002, 8003), upstreams)
+                place = peers.Place(tempfile.mkdtemp(dir=directory), (8001, 8002, 8003, 8004), upstreams)
                 command = peer.command(peer.name, place)
                 text = " ".join(command)
                 for name in os.listdir(place.directory):
@@ -167,12 +178,82 @@ class Configurations(unittest.TestCase):
                 for wanted in ("host-0.test", "host-300.test", "127.1.0.0", "127.1.1.44", "8001", str(place.h2c)):
                     self.assertIn(wanted, text, peer.name)
 
+    @unittest.skipUnless(shutil.which("openssl"), "openssl is not installed")
+    def test_each_shows_the_same_certificate(self):
+        with tempfile.TemporaryDirectory() as directory:
+            made = peers.make_certificates(directory)
+            for path in (made.chain, made.both):
+                with open(path) as file:
+                    self.assertEqual(file.read().count("BEGIN CERTIFICATE"), 2)
+            for peer in peers.all_peers("release"):
+                upstreams = [(client.HOST, peers.backend_address(0, 9000))]
+                texts = {}
+                for certificates in (None, made):
+                    place = peers.Place(tempfile.mkdtemp(dir=directory), (8001, 8002, 8003, 8004), upstreams, certificates=certificates)
+                    text = " ".join(peer.command(peer.name, place))
+                    for name in os.listdir(place.directory):
+                        with open(os.path.join(place.directory, name)) as file:
+                            text += file.read()
+                    texts[certificates] = text
+                self.assertNotIn("8004", texts[None], peer.name)
+                self.assertIn("8004", texts[made], peer.name)
+                self.assertTrue(any(path in texts[made] for path in (made.directory, made.both)), peer.name)
+
     def test_works_have_a_command(self):
-        place = peers.Place("/", (8001, 8002, 8003), [])
+        place = peers.Place("/", (8001, 8002, 8003, 8004), [])
         for work in loads.WORKS:
             text = json.dumps(work.command(place, 1, "log"))
-            self.assertIn("8002" if work.h2c else "8001", text)
+            self.assertIn("8004" if work.tls else "8002" if work.h2c else "8001", text)
             self.assertEqual("1000" in text, work.hosts == 1000 or work.upload > 0)
+
+
+@unittest.skipUnless(shutil.which("openssl"), "openssl is not installed")
+class Handshakes(unittest.TestCase):
+    """The client for new connections against Python's own TLS."""
+
+    def setUp(self):
+        self.directory = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.directory)
+        made = peers.make_certificates(self.directory)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(made.chain, made.key)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(self.listener.close)
+        self.reused = []
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                with self.context.wrap_socket(self.listener.accept()[0], server_side=True) as tls:
+                    self.reused.append(tls.session_reused)
+                    tls.recv(1000)
+                    tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n")
+            except ssl.SSLError:
+                continue
+            except OSError:
+                return
+
+    def load(self, kind):
+        place = peers.Place(self.directory, (0, 0, 0, self.listener.getsockname()[1]), [])
+        work = loads.Work("", "", 2, tls=True, handshakes=kind)
+        environment = {**os.environ, "OPENSSL_CONF": place.write("openssl.cnf", loads.OPENSSL)}
+        done = subprocess.run(work.command(place, 0.3, ""), env=environment, capture_output=True, text=True, timeout=60)
+        return loads.parse_handshakes(done.stdout or done.stderr)
+
+    def test_full_ones_are_full_and_resumed_ones_resumed(self):
+        for kind, wanted in (("full", lambda count: 0), ("resumed", lambda count: count - 2)):
+            self.reused.clear()
+            outcome = self.load(kind)
+            self.assertEqual((outcome.errors, outcome.said), (0, []))
+            self.assertGreater(outcome.requests, 4)
+            self.assertEqual(sum(self.reused), wanted(outcome.requests))
+
+    def test_a_server_that_resumes_nothing_is_told(self):
+        self.context.num_tickets = 0
+        outcome = self.load("resumed")
+        self.assertEqual(len(outcome.said), 1)
+        self.assertIn("a full handshake", outcome.said[0])
 
 
 def run():

@@ -56,6 +56,11 @@ impl Entry {
         Ok(Entry { key: Arc::new(key), names, source: record.source, not_after: record.not_after })
     }
 
+    /// With a key that is loaded already, which several may share. `names` in lower case.
+    pub fn with_key(key: Arc<CertifiedKey>, names: impl IntoIterator<Item = Box<str>>, source: Source, not_after: Timestamp) -> Entry {
+        Entry { key, names: names.into_iter().collect(), source, not_after }
+    }
+
     /// For `names`, with a key of its own.
     #[cfg(test)]
     pub fn for_tests(names: &[&str]) -> Entry {
