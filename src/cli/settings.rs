@@ -3,8 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::certificate::account;
 use crate::config::{self, Config};
-use crate::diagnostic::{Diagnostic, render};
+use crate::diagnostic::{Diagnostic, Severity, render};
 
 use super::{Failure, output};
 
