@@ -83,7 +83,7 @@ impl Terms {
             Profile::Modern => MODERN,
             Profile::Intermediate => INTERMEDIATE,
         };
-        Terms { provider, versions, shown, tickets }
+        Terms { provider: Arc::new(preferring(&provider)), versions, shown, tickets }
     }
 
     /// For clients that need not say who they are.
@@ -132,6 +132,7 @@ impl Terms {
 
     fn common(&self, mut config: ServerConfig) -> ServerConfig {
         config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+        config.ignore_client_order = true;
         config.ticketer = self.tickets.clone();
         config
     }
@@ -143,6 +144,16 @@ impl Terms {
         }
         Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots), self.provider.clone()).allow_unauthenticated().build()?)
     }
+}
+
+/// The provider with its suites in the order in which they are chosen: all are strong, so the fastest come first.
+fn preferring(provider: &CryptoProvider) -> CryptoProvider {
+    let mut provider = provider.clone();
+    provider.cipher_suites.sort_by_key(|suite| {
+        let name = format!("{:?}", suite.suite());
+        !name.contains("AES_128_GCM")
+    });
+    provider
 }
 
 /// Sessions end with their connection.

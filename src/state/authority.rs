@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(codes(&state, "shop"), [] as [&str; 0]);
         let missing = build("internal.pem", true).with_authorities(|_, _| Err("no such file".to_owned()));
         assert!(missing.authority(path).is_err());
-        assert_eq!(codes(&missing, "shop"), ["upstream-ca-unreadable"]);
+        assert_eq!(codes(&missing, "shop"), ["authority-unreadable"]);
         let mut asked = Vec::new();
         let there = state.with_authorities(|path, within| {
             asked.push((path.to_owned(), within.map(Path::to_owned)));
@@ -159,7 +159,7 @@ mod tests {
         {
             let state = build(ca, configured);
             assert!(route(&state, "a.de/").is_some_and(|route| route.access.closed.is_some()), "{ca}");
-            assert_eq!(codes(&state, "shop"), ["upstream-ca-refused"], "{ca}");
+            assert_eq!(codes(&state, "shop"), ["authority-refused"], "{ca}");
             assert!(state.authorities.is_empty());
         }
     }

@@ -3,6 +3,7 @@
 mod acme;
 mod authority;
 mod certs;
+mod clients;
 mod deploys;
 mod discovery;
 mod dns;

@@ -51,6 +51,8 @@ impl Authority {
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::CommonName, subject);
         params.extended_key_usages = vec![purpose];
+        // As public authorities have it; nobody looks there.
+        params.crl_distribution_points = vec![rcgen::CrlDistributionPoint { uris: vec!["http://crl.test/ca.crl".to_owned()] }];
         (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
 
@@ -99,16 +101,16 @@ async fn get2(stream: TlsStream<TcpStream>, host: &str, path: &str) -> Reply {
     Reply { status: head.status.as_u16(), headers: head.headers, body: String::from_utf8_lossy(&body).into_owned() }
 }
 
-struct Secured {
-    edge: Edge,
-    authority: Authority,
-    files: tempfile::TempDir,
-    https: SocketAddr,
+pub struct Secured {
+    pub edge: Edge,
+    pub authority: Authority,
+    pub files: tempfile::TempDir,
+    pub https: SocketAddr,
     _upstream: Upstream,
 }
 
 /// Services behind HTTPS; a.test and b.test share a certificate, c.test has its own, and so has everything below w.test.
-async fn secured(labels: &[(&str, &[(&str, &str)])], change: impl FnOnce(&mut skep::config::Config, &Path)) -> Secured {
+pub async fn secured(labels: &[(&str, &[(&str, &str)])], change: impl FnOnce(&mut skep::config::Config, &Path)) -> Secured {
     let (upstream, authority, files) = (Upstream::start("web").await, Authority::new("Servers"), tempfile::tempdir().unwrap());
     authority.write(files.path(), "ab", &["a.test", "b.test"]);
     authority.write(files.path(), "c", &["c.test"]);
@@ -149,7 +151,7 @@ impl Secured {
     }
 }
 
-const THREE: &[(&str, &[(&str, &str)])] = &[
+pub const THREE: &[(&str, &[(&str, &str)])] = &[
     ("a", &[("skep.host", "a.test"), ("skep.hsts", "365d")]),
     ("b", &[("skep.host", "b.test"), ("skep.redirect-from", "w.w.test"), ("skep.tls", "both")]),
     ("c", &[("skep.host", "c.test"), ("skep.tls", "only")]),
