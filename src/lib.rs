@@ -29,7 +29,7 @@
 //! 7. *A label never takes a neighbour down.* One bad key invalidates that key or that route (`state`, `tests/labels/`).
 //! 8. *Maps are ordered* wherever the order can reach a user.
 //!
-//! # Four walks
+//! # Five walks
 //! **A label changes.** Docker tells [`provider::docker`], which asks [`provider`] when to list; the listing becomes a
 //! [`snapshot::Snapshot`]; `server` hands it to [`state::State::build`], which asks [`label::parse`] and then each feature's
 //! `parse` for its typed keys; [`state::Live::publish`] compares, stores and says what changed.
@@ -43,6 +43,10 @@
 //!
 //! **A connection arrives that nobody looks into**: on the port of a TCP route (`server::ports`), or with a name whose TLS is passed
 //! through ([`proxy::passthrough`]). [`proxy::conduit`] picks a task as for a request, joins the two, and records the connection as one.
+//!
+//! **A name wants a certificate.** [`state::State`] has the wishes of all labels; `server::certify` asks [`certificate::plan`] what is to
+//! be done about the difference to what the [`store`] has, and does it: probes, orders ([`certificate::acme`]), makes, renews, drops.
+//! `server::credentials` turns what there is into the keyring that handshakes take from, while they go on.
 //!
 //! **A user asks why.** `skep explain URL` fetches the snapshot of the running edge, builds the same state from it, and
 //! prints every candidate with the reason it lost: there is no second copy of the rules to disagree with the first.

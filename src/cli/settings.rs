@@ -3,8 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::certificate::account;
 use crate::config::{self, Config};
-use crate::diagnostic::{Diagnostic, render};
+use crate::diagnostic::{Diagnostic, Severity, render};
 
 use super::{Failure, output};
 
@@ -35,7 +36,12 @@ impl ConfigFile {
         let environment: Vec<(String, String)> =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect();
         match config::parse(&path.to_string_lossy(), &text, &environment) {
-            (Some(config), findings) => Ok((config, findings)),
+            (Some(config), mut findings) => {
+                // What is in other files keeps no edge from starting: it serves with the certificates that it has.
+                let unusable = account::findings(&config).into_iter();
+                findings.extend(unusable.map(|finding| Diagnostic { severity: Severity::Warning, ..finding }));
+                Ok((config, findings))
+            }
             (None, findings) => Err(findings),
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinError, JoinSet};
 
 use super::credentials::Files;
 use super::outlook::{Ledger, Outlook};
@@ -57,6 +57,8 @@ pub struct Certifier {
     records: watch::Sender<Arc<Vec<Record>>>,
     ledger: Arc<Ledger>,
     under_way: Vec<Started>,
+    /// The tasks of what is under way, in its order.
+    ids: Vec<task::Id>,
     tasks: JoinSet<Done>,
     orders_from: Timestamp,
     /// Records were added, changed or removed since they were last published.
@@ -71,11 +73,9 @@ enum Done {
     },
     Ordered {
         order: Order,
-        outcome: Result<Issued, Failure>,
+        outcome: Result<Record, Failure>,
     },
     Made {
-        service: String,
-        source: Source,
         names: Vec<String>,
         outcome: Result<Record, local::Error>,
     },
@@ -86,6 +86,9 @@ enum Done {
     /// What an earlier run left in the DNS.
     Swept,
 }
+
+/// What is remembered of it.
+type Event = Box<dyn Fn(Attempts) -> Attempts + Send + Sync>;
 
 impl Certifier {
     /// Reads what there is; it is published before this returns.
@@ -123,6 +126,7 @@ impl Certifier {
             sweeps,
             ledger: Arc::default(),
             under_way: Vec::new(),
+            ids: Vec::new(),
             tasks: JoinSet::new(),
             orders_from: Timestamp::MIN,
             changed: true,
@@ -151,7 +155,7 @@ impl Certifier {
             let done = tokio::select! {
                 Ok(()) = swapped.changed() => None,
                 Ok(()) = files.changed() => None,
-                Some(done) = self.tasks.join_next() => Some(done),
+                Some(done) = self.tasks.join_next_with_id() => Some(done),
                 () = stopped(&mut stopping) => break,
                 () = tokio::time::sleep(rest) => None,
             };
@@ -160,7 +164,7 @@ impl Certifier {
                 None => self.shelf.save_again().await,
             }
         }
-        while let Some(done) = self.tasks.join_next().await {
+        while let Some(done) = self.tasks.join_next_with_id().await {
             self.note(done).await;
             self.publish();
         }
@@ -228,9 +232,9 @@ impl Certifier {
     fn probe(&mut self, names: Vec<String>, now: Timestamp) {
         let running = self.running(|action| matches!(action, Action::Probe { .. }));
         for name in names.into_iter().take(PROBES.saturating_sub(running)) {
-            self.under_way.push(Started { action: Action::Probe { names: vec![name.clone()] }, since: now });
+            let action = Action::Probe { names: vec![name.clone()] };
             let (probe, public) = (self.probe.clone(), self.policy.issuers.first().is_some_and(|issuer| issuer.public));
-            self.tasks.spawn(async move {
+            self.start(action, now, async move {
                 let answer = match probe {
                     Ok(probe) => {
                         let mut answers = probe.ask(&BTreeSet::from([name.clone()]), public).await;
@@ -245,9 +249,8 @@ impl Certifier {
 
     fn issue(&mut self, service: String, source: Source, names: Vec<String>, now: Timestamp) {
         let action = Action::Issue { service: service.clone(), source, names: names.clone() };
-        self.under_way.push(Started { action, since: now });
         let store = self.store.clone();
-        self.tasks.spawn(async move {
+        self.start(action, now, async move {
             let set: BTreeSet<String> = names.iter().cloned().collect();
             let outcome = match source {
                 Source::Internal => {
@@ -255,7 +258,7 @@ impl Certifier {
                 }
                 _ => local::self_signed(&service, &set, now),
             };
-            Done::Made { service, source, names, outcome }
+            Done::Made { names, outcome }
         });
     }
 
@@ -264,9 +267,8 @@ impl Certifier {
         let running = self.running(|action| matches!(action, Action::AskWindow { .. }));
         let (Some(issuer), Some(record)) = (self.config.issuers.get(issuer).cloned(), self.shelf.record(id).cloned()) else { return };
         if running < WINDOWS {
-            self.under_way.push(Started { action, since: now });
             let acme = self.acme.clone();
-            self.tasks.spawn(async move {
+            self.start(action, now, async move {
                 let outcome = acme.window(&issuer, &record).await;
                 Done::Asked { id: record.id, outcome }
             });
@@ -305,10 +307,9 @@ impl Certifier {
     fn send(&mut self, order: Order, now: Timestamp) {
         let Some(issuer) = self.config.issuers.get(&order.issuer).cloned() else { return };
         tracing::info!(names = ?order.names, issuer = order.issuer, why = ?order.why, "ordering a certificate");
-        self.under_way.push(Started { action: Action::Order(order.clone()), since: now });
         let (acme, config) = (self.acme.clone(), self.config.clone());
         let replaces = order.replaces.as_deref().and_then(|id| self.shelf.record(id)).map(|record| record.chain.clone());
-        self.tasks.spawn(async move {
+        self.start(Action::Order(order.clone()), now, async move {
             let names = order.names.iter().cloned().collect();
             let request = acme::Request {
                 names: &names,
@@ -318,24 +319,32 @@ impl Certifier {
                 email: config.acme.email.as_deref(),
                 agree: config.acme.agree_tos,
             };
-            let outcome = acme.obtain(request).await;
+            // First: nothing may go wrong once the certificate is there.
+            let outcome = match local::id() {
+                Ok(id) => acme.obtain(request).await.map(|issued| record(id, &order, issued)),
+                Err(error) => Err(Failure::Local(error.to_string())),
+            };
             Done::Ordered { order, outcome }
         });
     }
 
     /// Notes how this action ended, and whatever ended meanwhile.
-    async fn note(&mut self, done: Result<Done, tokio::task::JoinError>) {
+    async fn note(&mut self, done: Result<(task::Id, Done), JoinError>) {
         let mut all = vec![done];
-        all.extend(std::iter::from_fn(|| self.tasks.try_join_next()));
+        all.extend(std::iter::from_fn(|| self.tasks.try_join_next_with_id()));
         let now = Timestamp::now();
-        let mut events: Vec<Box<dyn Fn(Attempts) -> Attempts + Send + Sync>> = Vec::new();
+        let mut events: Vec<Event> = Vec::new();
         for done in all {
             match done {
-                Ok(done) => events.push(self.ended(done, now).await),
-                // It was not cancelled, so it panicked: whatever it was is planned again.
+                Ok((id, done)) => {
+                    self.finish(id);
+                    events.push(self.ended(done, now).await);
+                }
+                // It was not cancelled, so it panicked.
                 Err(error) => {
                     tracing::error!(%error, "an attempt to obtain a certificate broke off");
-                    self.under_way.retain(|started| now.duration_since(started.since) < NO_ANSWER);
+                    let action = self.finish(error.id());
+                    events.extend(action.map(|action| broken(action, now)));
                 }
             }
         }
@@ -350,20 +359,18 @@ impl Certifier {
     }
 
     /// Keeps what an action brought. What it means for later attempts.
-    async fn ended(&mut self, done: Done, now: Timestamp) -> Box<dyn Fn(Attempts) -> Attempts + Send + Sync> {
+    async fn ended(&mut self, done: Done, now: Timestamp) -> Event {
         match done {
             Done::Swept => Box::new(std::convert::identity),
             Done::Probed { name, answer } => {
-                self.finish(|action| matches!(action, Action::Probe { names } if names[..] == [name.clone()]));
-                Box::new(move |attempts| attempts.probed(&name, answer.as_ref().map(|()| ()).map_err(String::as_str), now))
+                Box::new(move |attempts| attempts.probed(&name, answer.as_ref().copied().map_err(String::as_str), now))
             }
             Done::Ordered { order, outcome } => {
-                self.finish(|action| matches!(action, Action::Order(own) if *own == order));
                 self.ledger.count(&order.issuer, outcome.as_ref().err());
                 match outcome {
-                    Ok(issued) => {
-                        tracing::info!(names = ?order.names, issuer = order.issuer, expires = %issued.not_after, "a certificate is there");
-                        self.keep(record(&order, issued)).await;
+                    Ok(record) => {
+                        tracing::info!(names = ?order.names, issuer = order.issuer, expires = %record.not_after, "a certificate is there");
+                        self.keep(record).await;
                         Box::new(move |attempts| attempts.issued(Some(&order.issuer), &order.names, now))
                     }
                     Err(failure) => {
@@ -372,24 +379,18 @@ impl Certifier {
                     }
                 }
             }
-            Done::Made { service, source, names, outcome } => {
-                self.finish(|action| {
-                    matches!(action, Action::Issue { service: own, source: from, names: of } if *own == service && *from == source && *of == names)
-                });
-                match outcome {
-                    Ok(record) => {
-                        self.keep(record).await;
-                        Box::new(move |attempts| attempts.issued(None, &names, now))
-                    }
-                    Err(error) => {
-                        tracing::error!(?names, %error, "no certificate can be made");
-                        let failure = Failure::Local(error.to_string());
-                        Box::new(move |attempts| attempts.failed(None, &names, &failure, now))
-                    }
+            Done::Made { names, outcome } => match outcome {
+                Ok(record) => {
+                    self.keep(record).await;
+                    Box::new(move |attempts| attempts.issued(None, &names, now))
                 }
-            }
+                Err(error) => {
+                    tracing::error!(?names, %error, "no certificate can be made");
+                    let failure = Failure::Local(error.to_string());
+                    Box::new(move |attempts| attempts.failed(None, &names, &failure, now))
+                }
+            },
             Done::Asked { id, outcome } => {
-                self.finish(|action| matches!(action, Action::AskWindow { id: own, .. } if *own == id));
                 let again = match outcome {
                     Ok(Some(window)) => {
                         self.mark(&id, |record| record.window = Some(window)).await;
@@ -417,10 +418,16 @@ impl Certifier {
         self.under_way.iter().filter(|started| kind(&started.action)).count()
     }
 
-    fn finish(&mut self, is_it: impl Fn(&Action) -> bool) {
-        if let Some(index) = self.under_way.iter().position(|started| is_it(&started.action)) {
-            self.under_way.swap_remove(index);
-        }
+    fn start(&mut self, action: Action, now: Timestamp, work: impl Future<Output = Done> + Send + 'static) {
+        self.under_way.push(Started { action, since: now });
+        self.ids.push(self.tasks.spawn(work).id());
+    }
+
+    /// The action of that task, which has ended.
+    fn finish(&mut self, id: task::Id) -> Option<Action> {
+        let index = self.ids.iter().position(|own| *own == id)?;
+        self.ids.swap_remove(index);
+        Some(self.under_way.swap_remove(index).action)
     }
 
     /// Tells the listeners which certificates there are, and everybody else how they stand.
@@ -445,9 +452,9 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
     _ = stopping.wait_for(|stop| *stop).await;
 }
 
-fn record(order: &Order, issued: Issued) -> Record {
+fn record(id: String, order: &Order, issued: Issued) -> Record {
     Record {
-        id: local::id().unwrap_or_default(),
+        id,
         service: order.service.clone(),
         source: Source::Acme,
         issuer: Some(order.issuer.clone()),
@@ -458,6 +465,22 @@ fn record(order: &Order, issued: Issued) -> Record {
         not_after: issued.not_after,
         window: None,
         unwanted_since: None,
+    }
+}
+
+/// What a panic means: it would come again at once if it meant nothing.
+fn broken(action: Action, now: Timestamp) -> Event {
+    const WHY: &str = "the attempt broke off: this is a bug of Skep, the log says more";
+    match action {
+        Action::Probe { names } => {
+            Box::new(move |attempts| names.iter().fold(attempts, |attempts, name| attempts.probed(name, Err(WHY), now)))
+        }
+        Action::Order(Order { issuer, names, .. }) => {
+            Box::new(move |attempts| attempts.failed(Some(&issuer), &names, &Failure::Local(WHY.to_owned()), now))
+        }
+        Action::Issue { names, .. } => Box::new(move |attempts| attempts.failed(None, &names, &Failure::Local(WHY.to_owned()), now)),
+        Action::AskWindow { id, .. } => Box::new(move |attempts| attempts.asked(&id, now.saturating_add(NO_ANSWER).unwrap_or(now))),
+        _ => Box::new(std::convert::identity),
     }
 }
 

@@ -11,7 +11,7 @@ use super::{State, Told};
 use crate::certificate::pairs::FilesFound;
 use crate::certificate::wanted::Wish;
 use crate::certificate::{Mode, Source};
-use crate::config::{Config, DefaultCertificate};
+use crate::config::{Config, DefaultCertificate, DnsProvider};
 use crate::diagnostic::{Diagnostic, brief};
 use crate::label::Value;
 use crate::route::HostPattern;
@@ -29,12 +29,14 @@ pub(super) fn settle(claims: &mut [Claim<'_>], config: &Config, findings: &mut V
         let wanted = tls.mode.is_some_and(|mode| mode != Mode::Off) || tls.source.is_some();
         tls.source = Some(source);
         tls.mode = Some(mode);
+        findings.extend(unobtainable(claim, source, config).filter(|_| listens));
         let no_names = claim.matching.alternatives.iter().flat_map(|matcher| &matcher.hosts).all(|host| *host == HostPattern::Any);
-        if mode == Mode::Off && tls.client_ca.is_some() {
+        let asks = claim.route.tls.client_ca.is_some();
+        if mode == Mode::Off && asks {
             let why = "clients cannot prove who they are without TLS, which `tls: off` switches off".to_owned();
             findings.push(at(claim, "client-ca", Diagnostic::error("client-ca-in-clear", why.clone()).help("remove one of the two")));
             claim.route.access.closed.get_or_insert(why);
-        } else if !listens && (matches!(mode, Mode::Only | Mode::Passthrough) || tls.client_ca.is_some()) {
+        } else if !listens && (matches!(mode, Mode::Only | Mode::Passthrough) || asks) {
             let why = "the route wants HTTPS, and this edge does not listen for it".to_owned();
             let finding =
                 Diagnostic::error("no-https", format!("{why}: the route is closed")).help("set `https.listen` in the configuration");
@@ -53,6 +55,25 @@ pub(super) fn settle(claims: &mut [Claim<'_>], config: &Config, findings: &mut V
             findings.push(at(claim, "cert", finding));
         }
     }
+}
+
+/// What is wrong with getting the certificates of a claim from its source.
+fn unobtainable(claim: &Claim<'_>, source: Source, config: &Config) -> Option<Diagnostic> {
+    if source != Source::Acme || !matches!(claim.route.tls.mode, Some(Mode::Redirect | Mode::Only | Mode::Both)) {
+        return None;
+    }
+    if !config.acme.configured() {
+        let finding = Diagnostic::warning("no-acme", "certificates are to be obtained by ACME, but no authority may be asked so far");
+        return Some(at(claim, "cert", finding.help("set `acme.agree-tos = true` once you have read the terms of `acme.issuers`")));
+    }
+    let wildcard = claim.matching.alternatives.iter().flat_map(|matcher| &matcher.hosts).find_map(|host| match host {
+        HostPattern::Wildcard(rest) => Some(rest),
+        HostPattern::Any | HostPattern::Exact(_) => None,
+    })?;
+    (config.dns.provider == DnsProvider::Off).then(|| {
+        let message = format!("the certificate of `*.{wildcard}` can be obtained by a DNS record only, and there is no DNS provider");
+        at(claim, "host", Diagnostic::warning("wildcard-without-dns", message).help("name one in `[dns]`, or name the hosts one by one"))
+    })
 }
 
 /// Where the file of the authorities lies; a route whose label names none that it may have is closed.
