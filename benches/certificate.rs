@@ -1,18 +1,25 @@
 //! What it costs to find the certificate for a handshake at 10, 1,000 and 100,000 certificates: it should not grow, and must not
-//! allocate. Every answer is checked inside the loop, so that a fast wrong keyring cannot win.
+//! allocate. Every answer is checked inside the loop, so that a fast wrong keyring cannot win. And what a plan costs, which is made anew
+//! after each step of each certificate.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::sign::CertifiedKey;
 use skep::certificate::Source;
+use skep::certificate::attempt::Attempts;
+use skep::certificate::issuer::{Issuer, Limits, Policy};
 use skep::certificate::keyring::{Entry, Keyring};
+use skep::certificate::plan::{Action, Scene, plan};
+use skep::certificate::record::{Record, Secret};
 use skep::certificate::tls::Shown;
+use skep::certificate::wanted::Wish;
 
 const SIZES: [usize; 3] = [10, 1_000, 100_000];
 
@@ -138,5 +145,49 @@ fn build(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, find, build);
+/// A service for each name, each with a certificate of its own where `obtained`.
+fn scene(count: usize, obtained: bool, now: Timestamp) -> (Vec<Wish>, Vec<Record>, Attempts) {
+    let name = |number: usize| format!("app{number}.domain{}.example", number / 10);
+    let wish = |number| Wish { service: format!("s{number}"), source: Source::Acme, names: BTreeSet::from([name(number)]) };
+    let record = |number| Record {
+        id: format!("{number:016x}"),
+        service: format!("s{number}"),
+        source: Source::Acme,
+        issuer: Some("letsencrypt".to_owned()),
+        names: vec![name(number)],
+        chain: String::new(),
+        key: Secret::new(String::new()),
+        not_before: now - SignedDuration::from_hours(24),
+        not_after: now + SignedDuration::from_hours(89 * 24),
+        window: None,
+        unwanted_since: None,
+    };
+    let records = if obtained { (0..count).map(record).collect() } else { Vec::new() };
+    let attempts = (0..count).fold(Attempts::default(), |attempts, number| attempts.probed(&name(number), Ok(()), now));
+    ((0..count).map(wish).collect(), records, attempts)
+}
+
+fn plans(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("plan");
+    let now: Timestamp = "2026-01-01T00:00:00Z".parse().expect("a time");
+    let issuer = Issuer { name: "letsencrypt".to_owned(), public: true, limits: Limits::LETS_ENCRYPT };
+    let policy = Policy { issuers: vec![issuer], ..Policy::default() };
+    for count in [100, 1_000] {
+        for (case, obtained) in [("to be ordered", false), ("obtained", true)] {
+            let (wishes, records, attempts) = scene(count, obtained, now);
+            let records: Vec<_> = records.iter().collect();
+            let scene = Scene { wishes: &wishes, records: &records, attempts: &attempts, under_way: &[], policy: &policy, now, seed: 7 };
+            let orders = |actions: &[Action]| actions.iter().filter(|action| matches!(action, Action::Order(_))).count();
+            let wanted = orders(&plan(&scene));
+            assert_eq!(wanted == 0, obtained, "{case}: {wanted} orders");
+            group.throughput(Throughput::Elements(count as u64));
+            group.bench_function(BenchmarkId::new(case, count), |bencher| {
+                bencher.iter(|| assert_eq!(orders(&plan(black_box(&scene))), wanted));
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, find, build, plans);
 criterion_main!(benches);

@@ -14,6 +14,7 @@ mod init;
 pub mod listener;
 mod notify;
 mod outlook;
+mod places;
 mod ports;
 mod probes;
 mod program;

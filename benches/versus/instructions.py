@@ -3,9 +3,11 @@
 import os
 import re
 import subprocess
+import sys
 import tempfile
 
 import client
+import loads
 import peers
 from processes import Children, StartFailed, cores, free_ports
 
@@ -138,6 +140,15 @@ def newest(out):
     return dumps[0]
 
 
+def offer_the_same(path):
+    """Begins anew with the cipher and group of the comparison: Python can set them for a process only."""
+    if os.environ.get("OPENSSL_CONF") == path:
+        return
+    with open(path, "w") as file:
+        file.write(loads.OPENSSL)
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "OPENSSL_CONF": path})
+
+
 def run(arguments):
     proxy_core, _, backend_core = cores()
     arguments.work = (arguments.work or ["small"])[0]
@@ -145,6 +156,8 @@ def run(arguments):
         raise SystemExit(f"--instructions takes one of {', '.join(WORKS)}")
     arguments.keep = os.path.join(peers.TARGET, "versus")
     os.makedirs(arguments.keep, exist_ok=True)
+    if arguments.work.startswith("tls-"):
+        offer_the_same(os.path.join(arguments.keep, "openssl.cnf"))
     hosts = 1000 if arguments.work == "hosts" else 1
     chosen = [peer for peer in peers.all_peers("profiling") if peer.name in (arguments.only or DEFAULT_PEERS)]
     with tempfile.TemporaryDirectory(prefix="versus.") as scratch, Children() as children:

@@ -75,7 +75,7 @@ impl Drop for Admitted {
 }
 
 /// Who counts as one client: an IPv4 address, or the /64 that an IPv6 site has at least.
-fn network(client: IpAddr) -> IpAddr {
+pub(super) fn network(client: IpAddr) -> IpAddr {
     match client.to_canonical() {
         IpAddr::V6(ip) => Ipv6Addr::from(u128::from(ip) & !u128::from(u64::MAX)).into(),
         ip => ip,

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use rustls::crypto::CryptoProvider;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::Error;
-use super::admission::Admission;
+use super::places::Places;
 use super::terminate::{Settings, Terminator};
 use crate::certificate::challenge::Challenges;
 use crate::certificate::keyring::{Entry, Keyring};
@@ -60,13 +60,7 @@ impl Credentials {
         let terms = Terms::new(config.https.profile, provider.clone(), shown.clone(), tickets);
         let settings = ArcSwap::from_pointee(Settings::new(terms).map_err(|error| no_tls(&error))?);
         let most = config.https.max_handshakes;
-        let terminator = Terminator {
-            shown,
-            settings,
-            challenges,
-            places: Arc::new(Semaphore::new(most)),
-            admission: Arc::new(Admission::new((most / SHARE).max(1), std::time::Instant::now())),
-        };
+        let terminator = Terminator { shown, settings, challenges, places: Arc::new(Places::new(most, (most / SHARE).max(1))) };
         let (entries, authorities) = (HashMap::new(), HashMap::new());
         Ok(Credentials { terminator: Arc::new(terminator), provider, default, live, entries, authorities })
     }

@@ -15,12 +15,11 @@ use rustls::ServerConfig;
 use rustls::server::ClientHello;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::server::{StartHandshake, TlsStream};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::admission::{Admission, Admitted};
 use super::hello::{self, First};
+use super::places::Places;
 use crate::certificate::challenge::{self, Challenges};
 use crate::certificate::tls::{Shown, Terms};
 use crate::proxy::handshake::{ClientCertificate, Handshake};
@@ -42,15 +41,7 @@ pub struct Terminator {
     pub settings: ArcSwap<Settings>,
     pub challenges: Arc<Challenges>,
     /// For handshakes; more than there are wait.
-    pub places: Arc<Semaphore>,
-    /// So that no client takes all of them.
-    pub admission: Arc<Admission>,
-}
-
-/// A handshake that goes on.
-struct Begun {
-    _place: Option<OwnedSemaphorePermit>,
-    _admitted: Option<Admitted>,
+    pub places: Arc<Places>,
 }
 
 /// What became of a connection.
@@ -68,8 +59,6 @@ enum Failed {
     Io(#[from] io::Error),
     #[error("{0}")]
     Tls(#[from] crate::certificate::tls::Error),
-    #[error("a client has too many handshakes at a time")]
-    Crowd,
     #[error("took too long")]
     Late,
     #[error("{0}")]
@@ -129,22 +118,12 @@ impl Terminator {
         let authority = name.as_deref().and_then(|name| state.client_authority(name)).cloned();
         let shown = self.shown.find(name.as_deref());
         let config = self.config(authority.as_ref());
-        let begun = self.begin(client).await?;
+        let place = self.places.take(client).await;
         let tls = StartHandshake::from_parts(*accepted, tcp).into_stream(config).await?;
-        drop(begun);
+        drop(place);
         let client = proof(&tls, authority.as_ref())?;
         let handshake = Handshake { server_name: name, shown, asked: authority, client, took: began.elapsed() };
         Ok(Some(Secured::Here { socket: Socket::Secure(Box::new(tls)), handshake: Arc::new(handshake) }))
-    }
-
-    /// A place among the handshakes.
-    async fn begin(&self, client: Option<IpAddr>) -> Result<Begun, Failed> {
-        let admitted = match client {
-            Some(client) => Some(self.admission.admit(client).ok_or(Failed::Crowd)?),
-            None => None,
-        };
-        // Never closed, so a place comes, or the time is up.
-        Ok(Begun { _place: self.places.clone().acquire_owned().await.ok(), _admitted: admitted })
     }
 
     fn config(&self, authority: Option<&Arc<Path>>) -> Arc<ServerConfig> {
