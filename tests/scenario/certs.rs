@@ -10,7 +10,7 @@ use skep::config::Config;
 
 use crate::harness::{Edge, get_path, services};
 use crate::pebble::{Options, Pebble};
-use crate::swarm::Engine;
+use crate::swarm::{Cleanup, Engine, overlay};
 
 /// An edge whose certificates come from `pebble`.
 async fn edge(pebble: &Pebble, state: &Path, stack: &str) -> Edge {
@@ -137,7 +137,8 @@ async fn a_service_of_a_swarm_has_its_certificate_within_seconds() {
     })
     .await;
     let labels = ["haproxy.virtual_host_secure=app.skep.test", "haproxy.http_redirect_from=www.skep.test"];
-    engine.docker(&["network", "create", "-d", "overlay", "--attachable", "certs-net"]);
+    let _cleanup = Cleanup(&engine, vec!["certified"]);
+    overlay(&engine, "certs-net");
     let began = Instant::now();
     engine.service("certified", "certs-net", &labels, &[]);
     let both = [("app.skep.test", "valid"), ("www.skep.test", "valid")];
@@ -149,7 +150,6 @@ async fn a_service_of_a_swarm_has_its_certificate_within_seconds() {
         let reply = get_path(edge.http, host, "/x").await;
         assert_eq!((reply.status, reply.header("location")), (301, to));
     }
-    engine.docker(&["service", "rm", "certified"]);
     edge.running.stop().await;
     assert!(took < Duration::from_secs(15), "nobody waits longer for a certificate: {took:?}");
 }

@@ -55,10 +55,12 @@ async fn a_scanner_finds_nothing_above_low() {
     scanner.args(["--quiet", "--color", "0", "--warnings", "off", "--openssl-timeout", "10", "-p", "-s", "-f", "-P", "-S"]);
     scanner.arg("--add-ca").arg(&root).arg("--jsonfile").arg(&found).args(["--ip", "127.0.0.1", &at]);
     let output = scanner.stdin(Stdio::null()).output().expect("testssl: ./dev test installs it");
-    let all: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(&found).unwrap()).unwrap_or_else(|_| panic!("{}", text(&output.stdout)));
+    let all: Vec<serde_json::Value> =
+        serde_json::from_slice(&std::fs::read(&found).unwrap()).unwrap_or_else(|_| panic!("{}", text(&output.stdout)));
     let severe = ["MEDIUM", "HIGH", "CRITICAL", "FATAL"];
     let wrong: Vec<_> = all.iter().filter(|finding| severe.contains(&finding["severity"].as_str().unwrap())).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
-    let says = |id: &str, wanted: &str| all.iter().any(|finding| finding["id"] == id && finding["finding"].as_str().unwrap().contains(wanted));
+    let says =
+        |id: &str, wanted: &str| all.iter().any(|finding| finding["id"] == id && finding["finding"].as_str().unwrap().contains(wanted));
     assert!(says("TLS1_3", "offered") && says("TLS1_2", "offered") && says("TLS1_1", "not offered"), "{}", text(&output.stdout));
 }

@@ -51,6 +51,11 @@ impl Authority {
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::CommonName, subject);
         params.extended_key_usages = vec![purpose];
+        let day = |days: i64| {
+            let date = (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * days)).to_zoned(jiff::tz::TimeZone::UTC).date();
+            rcgen::date_time_ymd(date.year().into(), date.month().unsigned_abs(), date.day().unsigned_abs())
+        };
+        (params.not_before, params.not_after) = (day(-1), day(89));
         // As public authorities have it; nobody looks there.
         params.crl_distribution_points = vec![rcgen::CrlDistributionPoint { uris: vec!["http://crl.test/ca.crl".to_owned()] }];
         (params.signed_by(&key, &self.issuer).unwrap(), key)
