@@ -267,11 +267,12 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let (http, https) = (unbound(http).map_err(worker_error)?, unbound(https).map_err(worker_error)?);
     let challenges = Arc::<Challenges>::default();
     let records = watch::Sender::<Arc<Vec<certificate::record::Record>>>::default();
-    let credentials = Credentials::new(&config, default_entry()?, challenges.clone(), publisher.live.clone())?;
+    let mut credentials = Credentials::new(&config, default_entry()?, challenges.clone(), publisher.live.clone())?;
     let terminator = credentials.terminator.clone();
     let obtained = records.subscribe();
     let certifier = Certifier::open(config.clone(), store.clone(), challenges.clone(), publisher.live.clone(), files.clone(), records);
     let certifier = certifier.await.map_err(|error| Error::Start(format!("certificates cannot be read: {error}")))?;
+    credentials.look(&obtained, &files);
     let conduit = Conduit { ledger: publisher.ledger.clone(), observer: recorder.clone() };
     let (mut workers, mut proxies) = (Workers::default(), Vec::new());
     for _ in 0..workers_wanted(&config) {

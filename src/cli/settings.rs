@@ -18,7 +18,7 @@ const MAX_BYTES: u64 = 1 << 20;
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(super) struct ConfigFile {
     /// Configuration file [default: /etc/skep/skep.toml if it exists, else every setting's default]
-    #[arg(long, value_name = "FILE", env = "SKEP_CONFIG")]
+    #[arg(long, value_name = "FILE", env = "SKEP_CONFIG", global = true)]
     pub config: Option<PathBuf>,
 }
 

@@ -65,12 +65,19 @@ impl Credentials {
         Ok(Credentials { terminator: Arc::new(terminator), provider, default, live, entries, authorities })
     }
 
+    /// Takes what there is now; to be called before the first handshake.
+    pub fn look(&mut self, obtained: &Records, files: &Files) {
+        let (own, given) = (obtained.borrow().clone(), files.borrow().clone());
+        self.show(own.iter().chain(given.records.values().map(|record| &**record)));
+        self.ask(&self.live.load());
+    }
+
     /// Follows the certificates of all origins and the state's authorities, for as long as they change.
     pub async fn follow(mut self, mut obtained: Records, mut files: Files, mut swapped: watch::Receiver<()>) {
         loop {
-            let (own, given) = (obtained.borrow_and_update().clone(), files.borrow_and_update().clone());
-            self.show(own.iter().chain(given.records.values().map(|record| &**record)));
-            self.ask(&self.live.load());
+            obtained.mark_unchanged();
+            files.mark_unchanged();
+            self.look(&obtained, &files);
             tokio::select! {
                 Ok(()) = obtained.changed() => {}
                 Ok(()) = files.changed() => {}
