@@ -120,6 +120,8 @@ impl Keyring {
 
     /// The certificate that stands for `name`, if there is one.
     pub fn known(&self, name: &str) -> Option<&Arc<Entry>> {
+        // RFC 6066 has no dot at the end; clients do.
+        let name = name.strip_suffix('.').unwrap_or(name);
         self.exact.get(name).or_else(|| self.wildcard.get(name.split_once('.')?.1))
     }
 
@@ -163,6 +165,7 @@ mod tests {
             (Some("a.test"), &exact),
             (Some("b.a.test"), &exact),
             (Some("c.a.test"), &wildcard),
+            (Some("c.a.test."), &wildcard),
             (Some("d.c.a.test"), &default),
             (Some("test"), &default),
             (Some(""), &default),

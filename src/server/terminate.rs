@@ -106,7 +106,7 @@ impl Terminator {
         };
         let began = Instant::now();
         let hello = accepted.client_hello();
-        let name = hello.server_name().map(Box::<str>::from);
+        let name = hello.server_name().map(|name| Box::<str>::from(name.strip_suffix('.').unwrap_or(name)));
         if let Some((name, route)) = name.clone().and_then(|name| Some((name.clone(), state.passthrough.find(&name)?.clone()))) {
             return Ok(Some(Secured::Elsewhere { tcp, unread: bytes, name, route }));
         }

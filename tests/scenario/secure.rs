@@ -376,6 +376,8 @@ async fn openssl_and_curl_agree() {
         (&["-tls1_2", "-cipher", "AES128-SHA"], "alert handshake failure"),
         (&["-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"], "alert"),
         (&["-verify_hostname", "a.test"], "Verification: OK"),
+        (&["-servername", "A.Test"], "Verification: OK"),
+        (&["-servername", "b.test."], "Verification: OK"),
     ] {
         let said = openssl(arguments);
         assert!(said.contains(wanted), "{arguments:?}: {said}");
