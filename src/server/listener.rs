@@ -84,15 +84,18 @@ fn advice(error: &io::Error, address: SocketAddr) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => match holder::of(address) {
             Some(holder) => {
-                format!("it is in use by {} (pid {}): stop that, or choose another address with --http", holder.name, holder.pid)
+                format!("it is in use by {} (pid {}): stop that, or choose another address with --http or --https", holder.name, holder.pid)
             }
-            None => format!("see who listens there with: ss -ltnp 'sport = :{}', or choose another address with --http", address.port()),
+            None => format!(
+                "see who listens there with: ss -ltnp 'sport = :{}', or choose another address with --http or --https",
+                address.port()
+            ),
         },
         io::ErrorKind::PermissionDenied => {
             format!("ports below 1024 need a privilege: setcap cap_net_bind_service=+ep on the binary, or a port above {}", 1023)
         }
         io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address".to_owned(),
-        _ => "check the address in [http] listen or --http".to_owned(),
+        _ => "check the address in [http] or [https] listen, or --http and --https".to_owned(),
     }
 }
 

@@ -18,6 +18,8 @@ use skep::certificate::dns::{self, Dns, Fault, Record};
 use skep::certificate::zone::Zones;
 use skep::config::{Dns as Settings, DnsProvider, TsigAlgorithm};
 
+use crate::harness::free_port;
+
 const NAME: &str = "_acme-challenge.app.example.test";
 const KEYS: [(&str, &str, &str); 2] = [
     ("skep", "hmac-sha256", "c2tlcC1za2VwLXNrZXAtc2tlcC1za2VwLXNrZXA9"),
@@ -126,12 +128,6 @@ impl Named {
         found.sort();
         found
     }
-}
-
-/// A port that is free for UDP and TCP on all addresses of this machine.
-fn free_port() -> u16 {
-    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    tcp.local_addr().unwrap().port()
 }
 
 /// What a server answers; `None`: nothing, or no such name.

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::{Upstream, get_path, stack};
+use crate::harness::{Upstream, free_port, get_path, stack};
 
 const SKEP: &str = env!("CARGO_BIN_EXE_skep");
 /// Detects what hangs.
@@ -44,9 +44,8 @@ impl Edge {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         std::fs::write(path.join("stack.yml"), stack(&[("skep.host", "a.test"), ("skep.address", &upstream.address.to_string())])).unwrap();
-        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let (http, admin) = (free(), free());
-        let (http_address, admin_address) = (http.local_addr().unwrap(), admin.local_addr().unwrap());
+        let free = || SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let (http_address, admin_address) = (free(), free());
         let settings = format!(
             "[http]\nlisten = \"{http_address}\"\n[https]\nlisten = \"off\"\n[admin]\nlisten = \"{admin_address}\"\n\
              [proxy]\ndrain = \"{drain}\"\nmax-connections-per-client = 20000\n[state]\ndirectory = \"{0}\"\n[access-log]\npath = \"{0}/access.log\"\n",
@@ -56,7 +55,6 @@ impl Edge {
         let notified = std::os::unix::net::UnixDatagram::bind(path.join("notify")).unwrap();
         notified.set_read_timeout(Some(PATIENCE)).unwrap();
         let log = std::fs::File::create(path.join("log")).unwrap();
-        drop((http, admin));
         let first = Command::new(command[0])
             .args(&command[1..])
             .args(["run", "--no-docker", "--config"])

@@ -21,6 +21,23 @@ use tokio::net::{TcpListener, TcpStream};
 use skep::config::Config;
 use skep::server::{self, Options, Running};
 
+/// A port that nobody has, for TCP and UDP, and that no other test takes: it is below those that the system gives out, and a locked
+/// file reserves it until this process ends.
+pub fn free_port() -> u16 {
+    static RESERVED: std::sync::Mutex<Vec<std::fs::File>> = std::sync::Mutex::new(Vec::new());
+    let folder = std::env::temp_dir().join("skep-test-ports");
+    std::fs::create_dir_all(&folder).unwrap();
+    loop {
+        let port = fastrand::u16(10_000..32_000);
+        let file = std::fs::File::options().create(true).truncate(false).write(true).open(folder.join(port.to_string())).unwrap();
+        let is_free = || std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() && std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok();
+        if file.try_lock().is_ok() && is_free() {
+            RESERVED.lock().unwrap().push(file);
+            return port;
+        }
+    }
+}
+
 /// An upstream that tells what it got. `seen` counts requests.
 pub struct Upstream {
     pub address: SocketAddr,

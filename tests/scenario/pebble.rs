@@ -25,6 +25,7 @@ use skep::config;
 use skep::store::Store;
 use skep::store::keyed::Keyed;
 
+pub use crate::harness::free_port;
 use crate::harness::{request, send};
 
 /// A child process that ends with its owner.
@@ -70,21 +71,6 @@ pub struct Pebble {
     dns_port: u16,
 }
 
-/// A port that nobody has.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// A free port for both TCP and UDP.
-fn free_port_for_dns() -> u16 {
-    loop {
-        let port = free_port();
-        if std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
-
 /// An authority for the servers of tests, its certificate, and a certificate with key for this machine, all PEM.
 pub fn server_certificate(directory: &Path) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -125,7 +111,7 @@ impl Pebble {
             options,
             pebble: None,
             names: None,
-            dns_port: free_port_for_dns(),
+            dns_port: free_port(),
         };
         pebble.start_names().await;
         pebble.start_authority().await;

@@ -9,15 +9,10 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::harness::{Edge, get_path, request, send, services};
+use crate::harness::{Edge, free_port, get_path, request, send, services};
 
 /// Detects what hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A port that nobody had a moment ago.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// An address that refuses connections.
 fn nobody() -> String {
