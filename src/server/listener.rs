@@ -202,7 +202,8 @@ impl Acceptor {
                 self.lean.serve(socket, about, BytesMut::new()).await;
             }
             Some(Secured::Elsewhere { tcp, unread, name, route }) => {
-                passthrough::serve(&self.conduit, tcp, unread, &name, &route, &about).await;
+                // Boxed: the others must not hold the room of the few.
+                Box::pin(passthrough::serve(&self.conduit, tcp, unread, &name, &route, &about)).await;
             }
             None => {}
         }

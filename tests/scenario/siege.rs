@@ -64,11 +64,12 @@ impl Process {
         line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// Waits until it holds no more than a tenth and `constant` KB above `before`; what it holds in the end otherwise.
+    /// Waits until it holds no more than a tenth and `constant` KB above `before`; what it holds in the end otherwise. The allocator and
+    /// the timers give back in their own time, some seconds on a busy machine; a leak stays.
     pub async fn settles(&self, before: u64, constant: u64) -> Result<(), u64> {
         let (began, bound) = (Instant::now(), before + before / 10 + constant);
         while self.resident() > bound {
-            if began.elapsed() > Duration::from_secs(10) {
+            if began.elapsed() > Duration::from_secs(40) {
                 return Err(self.resident());
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
