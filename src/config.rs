@@ -1,9 +1,11 @@
 //! The static configuration: `skep.toml` and the environment, text -> [`Config`] or findings with a caret.
 //! Every key has a default that serves; a misspelled key is an error, because a setting that does nothing is worse than none.
 
+pub mod auth;
 pub mod dns;
 mod given;
 mod issuer;
+pub mod ldap;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -17,9 +19,11 @@ use ipnet::IpNet;
 use crate::diagnostic::{Diagnostic, Severity, nearest};
 use crate::label::SismicsAuth;
 
+pub use self::auth::Auth;
 pub use self::dns::{Dns, DnsProvider, TsigAlgorithm};
 use self::given::Given;
 pub use self::issuer::{Acme, Challenge, Issuer};
+pub use self::ldap::Ldap;
 pub use self::settings::{SETTINGS, Setting};
 
 /// All settings. `config/skep.toml` lists every key with its default.
@@ -36,6 +40,8 @@ pub struct Config {
     pub log: Log,
     pub otlp: Otlp,
     pub labels: Labels,
+    pub auth: Auth,
+    pub ldap: Ldap,
     pub dns: Dns,
     pub certificates: Certificates,
     pub state: StateDirectory,
@@ -350,6 +356,8 @@ impl Default for Config {
                 trust: TraceTrust::TrustedProxies,
             },
             labels: Labels { sismics_auth: SismicsAuth::Both },
+            auth: Auth::default(),
+            ldap: Ldap::default(),
             dns: Dns::default(),
             certificates: Certificates {
                 directory: None,
@@ -476,6 +484,7 @@ fn contradictions(config: &Config) -> Vec<Diagnostic> {
             );
         }
     }
+    findings.extend(auth::contradictions(config));
     findings.extend(dns::missing(&config.dns));
     findings.extend(issuer::contradictions(config));
     let all: Vec<&SocketAddr> = config.http.listen.iter().chain(&config.https.listen).chain(&config.admin.listen).collect();
@@ -523,6 +532,8 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     note(old.log != new.log, "log");
     let exporter = |otlp: &Otlp| (otlp.endpoint.clone(), otlp.service_name.clone(), otlp.headers_file.clone());
     note(exporter(&old.otlp) != exporter(&new.otlp), "otlp");
+    note(old.auth.users != new.auth.users, "auth.users");
+    note(old.ldap != new.ldap, "ldap");
     note(old.dns != new.dns, "dns");
     note(old.acme != new.acme, "acme");
     note(old.issuers != new.issuers, "issuer");

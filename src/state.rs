@@ -1,6 +1,7 @@
 //! Snapshot + Config -> State, the one value that a request is decided by, and its swap.
 //! The build never fails and knows no clock: a restart behaves like a reload.
 
+mod access;
 mod aside;
 mod authority;
 mod claim;
@@ -32,6 +33,7 @@ use crate::snapshot::{Origin, Service, Snapshot};
 use crate::traffic::{self, Traffic};
 use crate::upstream::{self, Pool, Retries, Timeouts};
 
+pub use access::Wanted;
 pub use aside::{Aside, Pages};
 pub use authority::{Authorities, Authority, Certificates};
 use claim::Claim;
@@ -84,6 +86,8 @@ pub struct State {
     pub diagnostics: Vec<Diagnostic>,
     /// Names that want certificates.
     pub wishes: Vec<Wish>,
+    /// Groups that labels name.
+    groups: Vec<Wanted>,
     /// Hosts whose certificates the user gives.
     by_file: Vec<secured::ByFile>,
     /// Hosts that ask their clients for certificates.
@@ -131,6 +135,8 @@ impl State {
         passthrough::divide(&mut claims, &mut findings);
         aside::resolve(&mut claims, &config, &snapshot, &mut findings);
         secured::settle(&mut claims, &config, &mut findings);
+        access::settle(&mut claims, &config, &mut findings);
+        let groups = access::groups(&claims);
         let client_authorities = secured::authorities(&mut claims, &mut findings);
         let authorities = authority::wanted(&claims, &config);
         let by_file = secured::by_file(&claims, &config);
@@ -152,6 +158,7 @@ impl State {
             authorities,
             client_authorities,
             wishes,
+            groups,
             by_file,
             routes,
             diagnostics: findings,

@@ -63,15 +63,16 @@ fn yes(value: &str) -> bool {
 
 fn of_haproxy(label: &str, value: &str, sismics: SismicsAuth) -> Option<String> {
     let group = brief(value.trim());
-    let closed = "sign-in is being built: the routes answer 503 until then";
     Some(match label.rsplit('.').next()? {
         "virtual_host" => format!("serves {}", urls("http", value, "")),
         "virtual_host_secure" => format!("serves {}; http leads there", urls("https", value, "")),
         "http_redirect_from" => format!("redirects {} to the first secure host, path and query kept", entries(value).join(", ")),
         "virtual_host_port" => format!("requests go to port {group} of the container"),
         "auth" => match sismics {
-            SismicsAuth::Both => format!("only the group `{group}` may enter, and it owns the service ({closed})"),
-            SismicsAuth::Route => format!("only the group `{group}` may enter ({closed})"),
+            SismicsAuth::Both => {
+                format!("only the group `{group}` may enter, and it owns the service (ownership is being built: nothing is refused yet)")
+            }
+            SismicsAuth::Route => format!("only the group `{group}` may enter"),
             SismicsAuth::Owner => format!("the group `{group}` owns the service (ownership is being built: nothing is refused yet)"),
         },
         "enable" if yes(value) => "the service's volumes are saved (backup is being built: nothing is saved yet)".to_owned(),

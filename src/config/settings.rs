@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::given::Given;
 use super::{
     AccessLogFormat, Challenge, Config, DefaultCertificate, DnsProvider, Profile, ProxyProtocol, ServerTiming, TraceTrust, TsigAlgorithm,
-    dns, issuer,
+    auth, dns, issuer,
 };
 use crate::diagnostic::{Diagnostic, brief, nearest};
 use crate::label::{SismicsAuth, Value, bytes as label_bytes, duration as label_duration};
@@ -137,6 +137,19 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("otlp.headers-file", |c, g| put(&mut c.otlp.headers_file, optional_path(g))),
     Setting::new("otlp.trust", |c, g| put(&mut c.otlp.trust, word(g, TRUST))),
     Setting::new("labels.sismics_auth", |c, g| put(&mut c.labels.sismics_auth, word(g, MEANINGS))),
+    Setting::new("auth.users", |c, g| put(&mut c.auth.users, optional_path(g))),
+    Setting::new("auth.host", |c, g| put(&mut c.auth.host, auth::host(g))),
+    Setting::new("auth.session-idle", |c, g| put(&mut c.auth.session_idle, duration(g, MINUTE..=YEAR))),
+    Setting::new("auth.session-lifetime", |c, g| put(&mut c.auth.session_lifetime, duration(g, MINUTE..=YEAR))),
+    Setting::new("auth.recheck", |c, g| put(&mut c.auth.recheck, duration(g, ms(1000)..=DAY))),
+    Setting::new("auth.basic-cache", |c, g| put(&mut c.auth.basic_cache, duration(g, Duration::ZERO..=ms(300_000)))),
+    Setting::new("auth.key-rotation", |c, g| put(&mut c.auth.key_rotation, duration(g, HOUR..=YEAR))),
+    Setting::new("auth.user-header", |c, g| put(&mut c.auth.user_header, auth::header(g))),
+    Setting::new("auth.groups-header", |c, g| put(&mut c.auth.groups_header, auth::header(g))),
+    Setting::new("auth.email-header", |c, g| put(&mut c.auth.email_header, auth::header(g))),
+    Setting::new("auth.name-header", |c, g| put(&mut c.auth.name_header, auth::header(g))),
+    Setting::new("auth.token-header", |c, g| put(&mut c.auth.token_header, auth::header(g))),
+    Setting::new("auth.authorizers", |c, g| put(&mut c.auth.authorizers, auth::authorizers(g))),
     Setting::new("acme.email", |c, g| put(&mut c.acme.email, issuer::email(g))),
     Setting::new("acme.agree-tos", |c, g| put(&mut c.acme.agree_tos, flag(g))),
     Setting::new("acme.issuers", |c, g| put(&mut c.acme.issuers, names(g))),
@@ -179,7 +192,7 @@ fn wrong_type(given: &Given, wanted: &str, example: &str) -> Diagnostic {
     Diagnostic::error("bad-type", format!("this is {}, not {wanted}", given.kind())).help(format!("write {example}"))
 }
 
-fn is_off(given: &Given) -> bool {
+pub(super) fn is_off(given: &Given) -> bool {
     given.text().is_some_and(|text| ["", "off", "none", "-"].contains(&text))
 }
 
@@ -191,7 +204,7 @@ pub(super) fn text(given: &Given, example: &str) -> Read<String> {
     }
 }
 
-fn names(given: &Given) -> Read<Vec<String>> {
+pub(super) fn names(given: &Given) -> Read<Vec<String>> {
     let texts = given.texts().ok_or_else(|| wrong_type(given, "a list of names", "[\"edge\"]"))?;
     Ok(texts.into_iter().filter(|text| !text.is_empty()).map(str::to_owned).collect())
 }

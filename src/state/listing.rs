@@ -256,7 +256,7 @@ fn access(access: &Access) -> String {
     let mut parts = Vec::new();
     match &access.groups {
         Some(Groups::AnySignedIn) => parts.push("any signed-in user".to_owned()),
-        Some(Groups::OneOf(groups)) => parts.push(format!("groups {}", groups.join(", "))),
+        Some(Groups::OneOf(groups)) => parts.push(format!("groups {}", joined(groups.values().cloned().collect()))),
         None => {}
     }
     if !access.allow.is_empty() {
