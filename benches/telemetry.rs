@@ -23,6 +23,7 @@ fn record<'a>(route: &'a Arc<str>, headers: &'a HeaderMap, number: u64) -> Recor
         trace: None,
         client: Some([192, 0, 2, 7].into()),
         secure: false,
+        user: None,
         method: if number.is_multiple_of(8) { "POST" } else { "GET" },
         host: "app.example.com",
         path: "/api/v1/users/7",

@@ -1,8 +1,13 @@
 //! Who may pass a route: what its labels ask for, who somebody is, and the one decision about both. Access rules fail closed.
 
 pub mod directory;
+pub mod entrance;
+pub mod entrant;
 pub mod identity;
 mod label;
+pub mod passage;
+pub mod reply;
+pub mod roster;
 
 use std::net::IpAddr;
 
@@ -22,9 +27,6 @@ pub enum Verdict {
 pub fn admit(access: &Access, client: IpAddr) -> Verdict {
     if let Some(reason) = &access.closed {
         return Verdict::Closed(reason.clone());
-    }
-    if access.asks() {
-        return Verdict::Closed("nobody can sign in yet".to_owned());
     }
     // A dual-stack listener shows 10.0.0.1 as ::ffff:10.0.0.1, which is in no IPv4 network.
     let client = client.to_canonical();

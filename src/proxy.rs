@@ -16,6 +16,7 @@ mod direct;
 mod dispatch;
 mod download;
 mod duplex;
+mod entrance;
 mod exchange;
 mod fetch;
 pub mod forwarded;
@@ -43,6 +44,7 @@ mod rest;
 mod secure;
 mod side;
 pub mod socket;
+mod standing;
 pub mod stream;
 mod trace;
 mod transform;
@@ -57,6 +59,9 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
 use jiff::Timestamp;
 
+use crate::auth::entrance::{self, Entrance};
+use crate::auth::entrant::Entrant;
+use crate::auth::passage::{Basic, Manner, Passage, Proved, Who, can_be_asked_again, manner, passage};
 use crate::auth::{self, Verdict};
 use crate::certificate::Mode;
 use crate::config;
@@ -78,15 +83,42 @@ pub trait Observer: Send + Sync {
 /// The outcome of routing.
 #[derive(Clone, Debug)]
 pub enum Routed {
-    /// To one of the route's backends.
-    Forward(Arc<Route>),
+    /// To one of the route's backends, for whoever signed in.
+    Forward(Arc<Route>, Option<Arc<Entrant>>),
     /// We answer ourselves, on behalf of a route where one matched.
     Answer(Option<Arc<Route>>, Answer),
+    /// Somebody else has to be asked first.
+    Ask(Option<Arc<Route>>, Question),
+}
+
+/// What a decision waits for.
+#[derive(Clone, Debug)]
+pub enum Question {
+    /// Are the credentials right, and whose are they?
+    Verify(Basic),
+    /// Does the route's authorizer let the request pass?
+    Authorize(Option<Arc<Entrant>>),
+    /// Somebody is to be led to the host at which everybody signs in.
+    Depart,
+    /// The request is for the edge itself.
+    Entrance(Entrance),
 }
 
 /// The way of one request from its head to a route or an answer. Order matters: access is decided before anything
-/// of the route shows, redirects come before the upstream is chosen.
-pub fn route(state: &State, head: &Head<'_>, origin: &Origin, handshake: Option<&Handshake>, now: Timestamp) -> Routed {
+/// of the route shows, redirects come before the upstream is chosen, and nobody is asked for a password in clear where the route is for
+/// HTTPS. `proved` is what was found out since the head was first looked at; `who` says who sends it, as far as that is known.
+pub fn route(
+    state: &State,
+    head: &Head<'_>,
+    origin: &Origin,
+    handshake: Option<&Handshake>,
+    now: Timestamp,
+    proved: &Proved,
+    who: impl FnOnce(&Route) -> Who,
+) -> Routed {
+    if let Some(routed) = entrance(state, head, origin, handshake) {
+        return routed;
+    }
     let Some(route) = state.table.find(head) else {
         return Routed::Answer(None, Answer::NotFound);
     };
@@ -99,7 +131,23 @@ pub fn route(state: &State, head: &Head<'_>, origin: &Origin, handshake: Option<
     if let Some(other) = secure::answer(&state.config, route, head, origin, handshake, permanent(head.method)) {
         return answer(other);
     }
-    if let Some(maintenance) = route.traffic.maintenance.as_ref().filter(|maintenance| maintenance.applies(now, head.client)) {
+    let maintenance = route.traffic.maintenance.as_ref().filter(|maintenance| maintenance.applies(now, head.client));
+    if let Some(maintenance) = maintenance.filter(|maintenance| maintenance.groups.is_empty()) {
+        return answer(Answer::Maintenance(seconds_left(maintenance, now)));
+    }
+    // A preflight never has credentials (Fetch standard, 4.8), and shows nothing but what may be asked.
+    let preflight = route.traffic.cors.is_some() && is_preflight(head);
+    let passage = if preflight { Passage::Open } else { passage(&route.access, head.path, proved, || who(route)) };
+    let entrant = match passage {
+        Passage::Open => None,
+        Passage::Enter(entrant) => Some(entrant),
+        Passage::Challenge => return challenge(state, route, head),
+        Passage::Refused(identity) => return answer(Answer::Outside(identity)),
+        Passage::Verify(basic) => return Routed::Ask(Some(route.clone()), Question::Verify(basic)),
+        Passage::Authorize(entrant) => return Routed::Ask(Some(route.clone()), Question::Authorize(entrant)),
+    };
+    let lets = |maintenance: &Maintenance| entrant.as_ref().is_some_and(|entrant| entrant.is_in_one_of(&maintenance.groups));
+    if let Some(maintenance) = maintenance.filter(|maintenance| !lets(maintenance)) {
         return answer(Answer::Maintenance(seconds_left(maintenance, now)));
     }
     if let Action::RedirectHost(host) = &route.action {
@@ -114,10 +162,49 @@ pub fn route(state: &State, head: &Head<'_>, origin: &Origin, handshake: Option<
         let status = if redirect.permanent { permanent(head.method) } else { temporary(head.method) };
         return answer(Answer::Redirect(status, to));
     }
-    if route.traffic.cors.is_some() && is_preflight(head) {
+    if preflight {
         return answer(Answer::Preflight);
     }
-    Routed::Forward(route.clone())
+    Routed::Forward(route.clone(), entrant)
+}
+
+/// What becomes of a request for one of the edge's own addresses; `None`: it is none.
+fn entrance(state: &State, head: &Head<'_>, origin: &Origin, handshake: Option<&Handshake>) -> Option<Routed> {
+    let home = head.path == "/" && state.config.auth.host.as_deref() == Some(head.host) && state.table.find(head).is_none();
+    let rest = if home { "sign-in" } else { head.path.strip_prefix(entrance::PATH)? };
+    let secure = state.sign_ins.find(head.host)?;
+    let answer = if !origin.trusted && handshake.is_some_and(|handshake| !handshake.speaks_for(head.host)) {
+        Answer::Misdirected
+    } else if secure && !origin.secure {
+        match can_be_asked_again(head.method) {
+            true => Answer::Redirect(StatusCode::FOUND, secure::https_url(&state.config, head.host, head.path, head.query)),
+            // What came in clear was seen by others already; it must not seem fine.
+            false => Answer::SecureOnly,
+        }
+    } else {
+        match Entrance::of(rest) {
+            Some(entrance) => return Some(Routed::Ask(None, Question::Entrance(entrance))),
+            None => Answer::NotFound,
+        }
+    };
+    Some(Routed::Answer(None, answer))
+}
+
+/// Nobody has said who they are, and somebody has to.
+fn challenge(state: &State, route: &Arc<Route>, head: &Head<'_>) -> Routed {
+    let people = route.access.groups.is_some();
+    let mode = if people { route.access.mode } else { auth::Mode::Basic };
+    let answer = match manner(mode, head.headers) {
+        Manner::Page if state.config.auth.host.as_deref().is_some_and(|host| host != head.host) => {
+            return Routed::Ask(Some(route.clone()), Question::Depart);
+        }
+        Manner::Page => {
+            let (status, query) = if can_be_asked_again(head.method) { (StatusCode::FOUND, head.query) } else { (StatusCode::SEE_OTHER, "") };
+            Answer::Redirect(status, entrance::sign_in(head.path, query))
+        }
+        manner => Answer::Unauthorized(manner, head.host.to_owned()),
+    };
+    Routed::Answer(Some(route.clone()), answer)
 }
 
 /// Methods with a body keep it on 308 and 307; old clients know 301 and 302.

@@ -33,7 +33,7 @@ use crate::snapshot::{Origin, Service, Snapshot};
 use crate::traffic::{self, Traffic};
 use crate::upstream::{self, Pool, Retries, Timeouts};
 
-pub use access::Wanted;
+pub use access::{SignIns, Wanted};
 pub use aside::{Aside, Pages};
 pub use authority::{Authorities, Authority, Certificates};
 use claim::Claim;
@@ -88,6 +88,8 @@ pub struct State {
     pub wishes: Vec<Wish>,
     /// Groups that labels name.
     groups: Vec<Wanted>,
+    /// Hosts at which people sign in.
+    pub sign_ins: SignIns,
     /// Hosts whose certificates the user gives.
     by_file: Vec<secured::ByFile>,
     /// Hosts that ask their clients for certificates.
@@ -136,7 +138,7 @@ impl State {
         aside::resolve(&mut claims, &config, &snapshot, &mut findings);
         secured::settle(&mut claims, &config, &mut findings);
         access::settle(&mut claims, &config, &mut findings);
-        let groups = access::groups(&claims);
+        let (groups, sign_ins) = (access::groups(&claims), access::hosts(&claims, &config));
         let client_authorities = secured::authorities(&mut claims, &mut findings);
         let authorities = authority::wanted(&claims, &config);
         let by_file = secured::by_file(&claims, &config);
@@ -159,6 +161,7 @@ impl State {
             client_authorities,
             wishes,
             groups,
+            sign_ins,
             by_file,
             routes,
             diagnostics: findings,

@@ -8,6 +8,7 @@ pub mod log;
 pub mod otlp;
 pub mod process;
 pub mod prometheus;
+pub mod signing;
 pub mod slow;
 mod span;
 mod tally;
@@ -43,6 +44,8 @@ pub struct Record<'a> {
     pub client: Option<IpAddr>,
     /// The client used TLS, as far as we know.
     pub secure: bool,
+    /// Who signed in, where somebody has to.
+    pub user: Option<&'a str>,
     pub method: &'a str,
     /// As routing read it; where it is empty, a line tells what the request's `Host` says.
     pub host: &'a str,
@@ -116,6 +119,8 @@ struct JsonLine<'a> {
     trace_id: Option<TraceId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     client: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<Cow<'a, str>>,
     method: Cow<'a, str>,
     host: Cow<'a, str>,
     path: Cow<'a, str>,
@@ -163,6 +168,7 @@ pub fn json_line(record: &Record<'_>) -> String {
         request_id: clip(record.request_id, SHORT),
         trace_id: record.trace.map(|trace| trace.id),
         client: record.client,
+        user: record.user.map(|user| clip(user, SHORT)),
         method: clip(record.method, SHORT),
         host: clip(&host, SHORT),
         path: clip(record.path, LONG),
@@ -203,7 +209,9 @@ pub fn common_line(record: &Record<'_>) -> String {
         Some(client) => _ = write!(line, "{client}"),
         None => line.push('-'),
     }
-    _ = write!(line, " - - [{}] \"", record.at.strftime("%d/%b/%Y:%H:%M:%S +0000"));
+    line.push_str(" - ");
+    word(&mut line, record.user.unwrap_or_default());
+    _ = write!(line, " [{}] \"", record.at.strftime("%d/%b/%Y:%H:%M:%S +0000"));
     escape(&mut line, &clip(record.method, SHORT), false);
     line.push(' ');
     escape(&mut line, &clip(record.path, LONG), true);
@@ -324,6 +332,7 @@ mod tests {
             trace: None,
             client: Some(IpAddr::from([192, 0, 2, 7])),
             secure: false,
+            user: None,
             method: "GET",
             host: "app.example.com",
             path: "/a",

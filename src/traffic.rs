@@ -56,9 +56,9 @@ pub const KEYS: &[Key] = &[
     ),
     Key::route(
         "maintenance",
-        "`on`, `off` or an end like `2026-12-01T06:00:00Z`; then `allow 10.0.0.0/8`",
+        "`on`, `off` or an end like `2026-12-01T06:00:00Z`; then `allow 10.0.0.0/8`, `group staff`",
         "off",
-        "The route answers 503 until then; the networks behind `allow` still pass.",
+        "The route answers 503 until then; the networks behind `allow` and, where people sign in, the groups behind `group` still pass.",
     ),
     Key::route(
         "rate-limit",
@@ -112,6 +112,8 @@ pub struct Cors {
 pub struct Maintenance {
     pub until: Option<Timestamp>,
     pub allow: Vec<IpNet>,
+    /// Folded names of directory groups whose members pass, where people sign in.
+    pub groups: Vec<String>,
 }
 
 /// The traffic keys of one spec, typed.
@@ -278,10 +280,11 @@ fn cors(value: &Value) -> Result<Cors, Diagnostic> {
     }
 }
 
-/// `on`, `off` or an end, then `allow` and networks. A network that cannot be read is not let in; the maintenance holds.
+/// `on`, `off` or an end, then `allow` and networks, `group` and groups. A network that cannot be read is not let in; the maintenance
+/// holds.
 fn maintenance(value: &Value, findings: &mut Vec<Diagnostic>) -> Result<Option<Maintenance>, Diagnostic> {
     let bad = |at: &Value, message: String| Diagnostic::error("bad-maintenance", message).at(at.place());
-    let example = "write `on`, or its end like `2026-12-01T06:00:00Z`, then perhaps `allow 10.0.0.0/8`";
+    let example = "write `on`, or its end like `2026-12-01T06:00:00Z`, then perhaps `allow 10.0.0.0/8` and `group staff`";
     let words = value.list();
     let Some((first, rest)) = words.split_first() else { return Err(bad(value, "nothing is said".to_owned()).help(example)) };
     let until = match first.text.to_ascii_lowercase().as_str() {
@@ -292,9 +295,12 @@ fn maintenance(value: &Value, findings: &mut Vec<Diagnostic>) -> Result<Option<M
             Err(_) => return Err(bad(first, format!("`{}` is neither `on` nor a time with its zone", brief(&first.text))).help(example)),
         },
     };
-    let networks = match rest.split_first() {
+    let is = |word: &Value, wanted: &str| word.text.eq_ignore_ascii_case(wanted);
+    let (networks, groups) = rest.split_at(rest.iter().position(|word| is(word, "group")).unwrap_or(rest.len()));
+    let groups: Vec<String> = groups.iter().skip(1).map(|group| group.text.to_lowercase()).collect();
+    let networks = match networks.split_first() {
         None => &[],
-        Some((allow, networks)) if allow.text.eq_ignore_ascii_case("allow") => networks,
+        Some((allow, networks)) if is(allow, "allow") => networks,
         Some((other, _)) => {
             findings.push(bad(other, format!("`{}` means nothing here; the maintenance holds", brief(&other.text))).help(example));
             &[]
@@ -307,7 +313,7 @@ fn maintenance(value: &Value, findings: &mut Vec<Diagnostic>) -> Result<Option<M
             Err(finding) => findings.push(finding),
         }
     }
-    Ok(Some(Maintenance { until, allow }))
+    Ok(Some(Maintenance { until, allow, groups }))
 }
 
 #[cfg(test)]

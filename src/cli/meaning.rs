@@ -94,9 +94,6 @@ fn of_key(key: &Key, route: &str, value: &str, labels: &Labels) -> String {
     };
     match key.effect {
         Effect::Now => words,
-        Effect::Later(feature) if key.guard && key.name != "owner" => {
-            format!("{words} ({feature} is being built: the route answers 503 until then)")
-        }
         Effect::Later(feature) => format!("{words} ({feature} is being built: no effect yet)"),
     }
 }
@@ -151,7 +148,7 @@ mod tests {
             ("SKEP.port", "80", "port 80"),
             ("skep.hosst", "a.de", UNREAD),
             ("haproxy.vhost", "a.de", UNREAD),
-            ("skep.auth", "staff", "503 until then"),
+            ("skep.auth", "staff", "ho may enter after signing in"),
             ("skep.owner", "staff", "no effect yet"),
             ("skep.host", " ", "not set"),
             ("maintainer", "me", ELSEWHERE),

@@ -1,11 +1,18 @@
 //! Our own answers: a small page for browsers, JSON for programs, plain text for curl, a status trailer for gRPC.
 //! Each carries the request id, so that what a user sees can be found in the log.
 
-use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use std::sync::Arc;
+
+use http::header::{
+    ACCEPT, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use http::{Method, StatusCode};
 use maud::{DOCTYPE, PreEscaped, html};
 
 use super::forwarded::X_REQUEST_ID;
+use crate::auth::identity::Identity;
+use crate::auth::passage::{Manner, challenge};
+use crate::auth::reply::Reply;
 
 /// Why we answer ourselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +23,16 @@ pub enum Answer {
     NotFound,
     /// The client's address may not enter.
     Forbidden,
+    /// 401: somebody has to say who they are, to the host; in which form they are asked.
+    Unauthorized(Manner, String),
+    /// 403: signed in, and in none of the groups that may enter.
+    Outside(Arc<Identity>),
+    /// 503: whoever knows users gave no answer.
+    NoDirectory,
+    /// 429: too many sign-ins failed. Seconds until the next may be tried.
+    TooManyTries(u64),
+    /// What the edge itself or an authorizer says of a sign-in.
+    Sign(Arc<Reply>),
     /// The route is closed because a label that protects it could not be honoured.
     Closed,
     /// No healthy task.
@@ -56,11 +73,14 @@ impl Answer {
     pub fn status(&self) -> StatusCode {
         match self {
             Answer::Refused(status, _) | Answer::Redirect(status, _) => *status,
+            Answer::Sign(reply) => reply.status,
+            Answer::Unauthorized(..) => StatusCode::UNAUTHORIZED,
             Answer::NotFound => StatusCode::NOT_FOUND,
-            Answer::Forbidden => StatusCode::FORBIDDEN,
+            Answer::Forbidden | Answer::Outside(_) => StatusCode::FORBIDDEN,
             Answer::Closed | Answer::Unavailable | Answer::Maintenance(_) => StatusCode::SERVICE_UNAVAILABLE,
             Answer::Busy(_) | Answer::Broken(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Answer::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Answer::NoDirectory => StatusCode::SERVICE_UNAVAILABLE,
+            Answer::RateLimited { .. } | Answer::TooManyTries(_) => StatusCode::TOO_MANY_REQUESTS,
             Answer::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Answer::BadGateway => StatusCode::BAD_GATEWAY,
             Answer::Timeout => StatusCode::GATEWAY_TIMEOUT,
@@ -77,6 +97,11 @@ impl Answer {
             Answer::Refused(_, why) => why,
             Answer::NotFound => "Nothing is served at this address.",
             Answer::Forbidden => "Your network address may not enter here.",
+            Answer::Unauthorized(..) => "Please sign in to enter here.",
+            Answer::Outside(_) => "You are signed in, but may not enter here.",
+            Answer::NoDirectory => "Nobody can sign in at the moment. Please try again later.",
+            Answer::TooManyTries(_) => "Too many sign-ins failed. Please wait a moment.",
+            Answer::Sign(_) => "",
             Answer::Closed => "This service is closed until its protection is in place.",
             Answer::Unavailable => "The service is starting or stopped. Please try again in a moment.",
             Answer::BadGateway => "The service broke off or could not be reached.",
@@ -101,6 +126,11 @@ impl Answer {
             Answer::Refused(..) => "refused",
             Answer::NotFound => "no route",
             Answer::Forbidden => "address not allowed",
+            Answer::Unauthorized(..) => "not signed in",
+            Answer::Outside(_) => "not in a group that may enter",
+            Answer::NoDirectory => "no directory",
+            Answer::TooManyTries(_) => "too many failed sign-ins",
+            Answer::Sign(reply) => reply.reason,
             Answer::Closed => "route closed",
             Answer::Unavailable => "no healthy task",
             Answer::BadGateway => "upstream failed",
@@ -121,7 +151,8 @@ impl Answer {
 
     fn retry_after(&self) -> Option<u64> {
         match self {
-            Answer::Closed | Answer::Unavailable => Some(RETRY_SECONDS),
+            Answer::Closed | Answer::Unavailable | Answer::NoDirectory => Some(RETRY_SECONDS),
+            Answer::TooManyTries(seconds) => Some(*seconds),
             Answer::Maintenance(seconds) => Some(seconds.unwrap_or(60)),
             Answer::RateLimited { retry: seconds, .. } | Answer::Busy(seconds) | Answer::Broken(seconds) => Some(*seconds),
             _ => None,
@@ -156,6 +187,9 @@ pub fn render(answer: &Answer, method: &Method, request: &HeaderMap, request_id:
     if let Some(seconds) = answer.retry_after() {
         headers.push((RETRY_AFTER, HeaderValue::from(seconds)));
     }
+    if let Answer::Unauthorized(manner, realm) = answer {
+        headers.extend(challenge(*manner, realm).map(|value| (WWW_AUTHENTICATE, value)));
+    }
     if let Answer::RateLimited { retry, burst, window } = answer {
         headers.extend(rate_limit(*retry, *burst, *window));
     }
@@ -168,13 +202,17 @@ pub fn render(answer: &Answer, method: &Method, request: &HeaderMap, request_id:
     if *answer == Answer::Preflight {
         return Rendered { status: answer.status(), headers, body: String::new() };
     }
+    if let Answer::Sign(reply) = answer {
+        let (headers, body) = reply.sent(method, headers);
+        return Rendered { status: reply.status, headers, body };
+    }
     if form == Form::Grpc {
         return grpc(answer, headers);
     }
     if let Answer::Challenge(text) = answer {
         // RFC 8555, 8.3: the bytes and nothing else.
         headers.push((CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")));
-        headers.push((http::header::CONTENT_LENGTH, HeaderValue::from(text.len())));
+        headers.push((CONTENT_LENGTH, HeaderValue::from(text.len())));
         let body = if *method == Method::HEAD { String::new() } else { text.clone() };
         return Rendered { status: answer.status(), headers, body };
     }
@@ -184,7 +222,7 @@ pub fn render(answer: &Answer, method: &Method, request: &HeaderMap, request_id:
         Form::Text | Form::Grpc => ("text/plain; charset=utf-8", text(answer, request_id)),
     };
     headers.push((CONTENT_TYPE, HeaderValue::from_static(kind)));
-    headers.push((http::header::CONTENT_LENGTH, HeaderValue::from(body.len())));
+    headers.push((CONTENT_LENGTH, HeaderValue::from(body.len())));
     let body = if *method == Method::HEAD { String::new() } else { body };
     Rendered { status: answer.status(), headers, body }
 }
@@ -198,13 +236,14 @@ fn rate_limit(retry: u64, burst: u32, window: u64) -> impl Iterator<Item = (Head
 
 /// May an error page stand for this answer to this request? Programs that say so get what they can read.
 pub fn is_for_people(answer: &Answer, request: &HeaderMap) -> bool {
-    answer.status().is_server_error() && matches!(form(request), Form::Html | Form::Text)
+    !matches!(answer, Answer::NoDirectory | Answer::Sign(_)) && answer.status().is_server_error() && matches!(form(request), Form::Html | Form::Text)
 }
 
 /// gRPC reads its status from headers of a 200 answer without body ("Trailers-Only", gRPC over HTTP/2).
 fn grpc(answer: &Answer, mut headers: Vec<(HeaderName, HeaderValue)>) -> Rendered {
     let code = match answer.status().as_u16() {
         400 | 431 | 414 => 13,
+        401 => 16,
         403 => 7,
         404 => 12,
         413 | 429 => 8,

@@ -109,6 +109,7 @@ impl Conduit {
             trace: None,
             client: Some(about.connection.peer.ip().to_canonical()),
             secure: false,
+            user: None,
             method: asked.protocol,
             host: asked.place,
             path: "",

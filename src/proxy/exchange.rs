@@ -13,11 +13,18 @@ use pingora_proxy::Session;
 use super::answer::{self, Answer, Rendered};
 use super::deadline::Deadline;
 use super::forwarded::{self, Origin};
+use super::handshake::Handshake;
 use super::head::{Target, unknown_connection};
+use super::standing::Guard;
 use super::stream::PerConnection;
 use super::trace::SERVER_TIMING;
 use super::transform::Transform;
 use super::{HeadSize, Routed};
+use crate::auth::entrance;
+use crate::auth::entrant::Entrant;
+use crate::auth::passage::Proved;
+use crate::auth::roster::{Presented, Roster};
+use crate::auth::seal::NONCE_BYTES;
 use crate::certificate::challenge::Challenges;
 use crate::route::Head;
 use crate::state::{Action, Route, State};
@@ -56,6 +63,12 @@ pub struct Exchange {
     pub(super) path: String,
     pub(super) query: String,
     pub(super) route: Option<Arc<Route>>,
+    /// Who signed in.
+    pub(super) entrant: Option<Arc<Entrant>>,
+    /// What was found out of the request since its head was looked at.
+    pub(super) proved: Proved,
+    /// The right by which it goes on, where that can be lost.
+    pub(super) guard: Option<Guard>,
     pub(super) backend: Option<Backend>,
     pub(super) in_flight: Option<InFlight>,
     pub(super) tried: Vec<Arc<str>>,
@@ -102,6 +115,9 @@ impl Exchange {
             path: String::new(),
             query: String::new(),
             route: None,
+            entrant: None,
+            proved: Proved::default(),
+            guard: None,
             backend: None,
             in_flight: None,
             tried: Vec::new(),
@@ -133,16 +149,15 @@ impl Exchange {
         target: Result<Target, Answer>,
         refused: Option<Answer>,
         challenges: &Challenges,
+        roster: &Roster,
     ) -> Routed {
         let connection = self.connection.as_ref().map_or_else(unknown_connection, |per| per.connection);
         let config = &self.state.config.proxy;
         let id = forwarded::request_id(fastrand::u128(..));
         let host = target.as_ref().map_or("", |target| target.host.as_str());
         let mut origin = forwarded::origin(&connection, asked.headers, &config.trusted_proxies, host, id);
-        let handshake = self.connection.as_ref().and_then(|per| per.handshake.clone());
-        origin.certificate = handshake.as_ref().and_then(|handshake| handshake.client.clone());
+        origin.certificate = self.handshake().and_then(|handshake| handshake.client.clone());
         let refused = super::refuse(asked.version, asked.headers, asked.has_authority, asked.size, config).or(refused);
-        let client = origin.client;
         self.origin = Some(origin);
         self.begin_trace(asked.headers);
         let target = match (target, refused) {
@@ -150,13 +165,30 @@ impl Exchange {
             (Ok(target), None) => target,
         };
         (self.host, self.path, self.query) = (target.host, target.path, target.query);
-        let head = Head { host: &self.host, path: &self.path, query: &self.query, method: asked.method, headers: asked.headers, client };
-        match &self.origin {
+        match challenges.http(&self.path) {
             // Asked before any route: the name's certificate must not depend on what is served under it.
-            Some(_) if let Some(answer) = challenges.http(&self.path) => Routed::Answer(None, Answer::Challenge(answer)),
-            Some(origin) => super::route(&self.state, &head, origin, handshake.as_deref(), self.at),
-            None => Routed::Answer(None, Answer::NotFound),
+            Some(answer) => Routed::Answer(None, Answer::Challenge(answer)),
+            None => self.route(asked.method, asked.headers, roster),
         }
+    }
+
+    /// The decision by what is known now, on the state that the request began with.
+    pub(super) fn route(&mut self, method: &Method, headers: &HeaderMap, roster: &Roster) -> Routed {
+        let Some(origin) = &self.origin else { return Routed::Answer(None, Answer::NotFound) };
+        let head = Head { host: &self.host, path: &self.path, query: &self.query, method, headers, client: origin.client };
+        let who = |route: &Route| {
+            let presented = Presented { headers, host: &self.host, secure: origin.secure, nonce };
+            roster.who(&route.access, &presented, &self.state.config.auth, self.at)
+        };
+        let routed = super::route(&self.state, &head, origin, self.handshake(), self.at, &self.proved, who);
+        if let Routed::Forward(_, entrant) = &routed {
+            self.entrant = entrant.clone();
+        }
+        routed
+    }
+
+    pub(super) fn handshake(&self) -> Option<&Handshake> {
+        self.connection.as_ref().and_then(|per| per.handshake.as_deref())
     }
 
     /// What the answer's head gets on its way to the client, beside the loss of hop-by-hop fields. `request`: the client's fields.
@@ -174,6 +206,8 @@ impl Exchange {
         {
             edits.push(Edit::Append(header::SET_COOKIE, cookie));
         }
+        let renewal = self.entrant.as_ref().and_then(|entrant| entrant.renewal.clone());
+        edits.extend(renewal.map(|cookie| Edit::Append(header::SET_COOKIE, cookie)));
         if let Ok(id) = HeaderValue::from_str(self.request_id()) {
             edits.push(Edit::Set(forwarded::X_REQUEST_ID, id));
         }
@@ -249,6 +283,15 @@ impl Exchange {
     }
 }
 
+/// Random bytes to seal a cookie with. Should there be none, the cipher survives a nonce that comes again.
+fn nonce() -> [u8; NONCE_BYTES] {
+    let mut bytes = [0; NONCE_BYTES];
+    if let Err(error) = aws_lc_rs::rand::fill(&mut bytes) {
+        tracing::error!(%error, "the system gives no random bytes");
+    }
+    bytes
+}
+
 /// A client that left before any answer is logged with nginx's status for it.
 const CLIENT_CLOSED: u16 = 499;
 
@@ -278,10 +321,12 @@ impl Exchange {
             trace: self.trace.as_deref(),
             client: self.origin.as_ref().map(|origin| origin.client),
             secure: self.origin.as_ref().is_some_and(|origin| origin.secure),
+            user: self.entrant.as_ref().map(|entrant| entrant.visitor.identity.user.as_str()),
             method: ended.method.as_str(),
             host: &self.host,
             path: ended.uri.path(),
-            query: ended.uri.query().unwrap_or(""),
+            // What the edge's own addresses are asked with proves who somebody is.
+            query: if ended.uri.path().starts_with(entrance::PATH) { "" } else { ended.uri.query().unwrap_or("") },
             version: match ended.version {
                 Version::HTTP_10 => "HTTP/1.0",
                 Version::HTTP_2 => "HTTP/2.0",

@@ -30,8 +30,10 @@ use super::pingora::Edge;
 use super::plain::Going;
 use super::relay::{Ended, Relay};
 use super::socket::Socket;
+use super::standing::{Fallen, Guard, while_it_stands};
 use super::stream::{ClientStream, HeadLimits, PerConnection};
 use super::wire::{self, Arrived, Request};
+use crate::auth::roster::Roster;
 use crate::certificate::challenge::Challenges;
 use crate::state::Live;
 use crate::upstream::Ledger;
@@ -55,6 +57,7 @@ pub struct Lean {
     pub(super) observer: Arc<dyn Observer>,
     pub(super) limits: Arc<Limits>,
     pub(super) challenges: Arc<Challenges>,
+    pub(super) roster: Arc<Roster>,
     pub(super) idle: Idle,
     /// Somebody waits for a place: idle connections make room.
     pub(super) crowd: Arc<Notify>,
@@ -86,11 +89,12 @@ impl Lean {
         observer: Arc<dyn Observer>,
         limits: Arc<Limits>,
         challenges: Arc<Challenges>,
+        roster: Arc<Roster>,
         crowd: Arc<Notify>,
         stopping: watch::Receiver<bool>,
         idle_end: CancellationToken,
     ) -> Lean {
-        Lean { proxy, live, ledger, observer, limits, challenges, idle: Idle::default(), crowd, stopping, idle_end }
+        Lean { proxy, live, ledger, observer, limits, challenges, roster, idle: Idle::default(), crowd, stopping, idle_end }
     }
 
     /// Closes idle upstream connections that are of no use any more. To be called every [`SWEEP`].
@@ -207,7 +211,7 @@ impl Lean {
         let mut ctx = Exchange::new(self.live.load());
         ctx.connection = Some(client.about.clone());
         let asked = Asked { version: VERSION, method: &request.method, headers: &headers, has_authority: false, size: request.size };
-        let routed = ctx.decide(&asked, Target::plain(&headers, &uri), None, &self.challenges);
+        let routed = ctx.decide(&asked, Target::plain(&headers, &uri), None, &self.challenges, &self.roster);
         let going = match self.judge(&mut ctx, routed, &uri, &headers, false).await {
             None => return Way::Pingora,
             Some(Err(answer)) => return Way::Here(self.finish(client, request, &headers, &uri, &mut ctx, Ended::Refused(answer), 0).await),
@@ -215,6 +219,7 @@ impl Lean {
         };
         let closing = self.closing(client, request, &ctx);
         let Going { route, target, prefix } = going;
+        let guard = Guard::of(&ctx, &route, &self.roster);
         let to = Dispatch {
             method: &request.method,
             headers: &headers,
@@ -225,10 +230,14 @@ impl Lean {
             prefix,
             upgrade: request.upgrade,
         };
-        let mut relay = Relay { to, side: Direct::new(client, request, closing), bytes_in: 0 };
-        let ended = match relay.run(&route).await {
-            Ok(ended) => ended,
-            Err(switched) => Box::pin(relay.tunnel(*switched)).await,
+        let mut relay = Relay::new(to, Direct::new(client, request, closing));
+        let ended = match while_it_stands(guard.as_ref(), relay.run(&route)).await {
+            Ok(Ok(ended)) => ended,
+            Ok(Err(switched)) => {
+                let tunnel = Box::pin(relay.tunnel(*switched));
+                while_it_stands(guard.as_ref(), tunnel).await.unwrap_or_else(|Fallen| relay.fell())
+            }
+            Err(Fallen) => relay.fell(),
         };
         let bytes_in = relay.bytes_in;
         Way::Here(self.finish(client, request, &headers, &uri, &mut ctx, ended, bytes_in).await)

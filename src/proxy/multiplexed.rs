@@ -25,6 +25,7 @@ use super::plain::Going;
 use super::pump::Fault;
 use super::relay::{Ended, Failed, Relay};
 use super::side::{Progress, Side};
+use super::standing::{Fallen, Guard, while_it_stands};
 use super::stream::PerConnection;
 use super::upload::Upload;
 use super::wire::{self, Framing, Malformed, Response};
@@ -49,7 +50,7 @@ impl Lean {
         let size = head_size(head);
         let has_authority = head.uri.authority().is_some();
         let asked = Asked { version: Version::HTTP_2, method: &head.method, headers: &head.headers, has_authority, size };
-        let routed = ctx.decide(&asked, target(head), None, &self.challenges);
+        let routed = ctx.decide(&asked, target(head), None, &self.challenges, &self.roster);
         let streamed = length.is_none() && upload.is_streamed();
         let Some(judged) = self.judge(&mut ctx, routed, &head.uri, &head.headers, streamed).await else { return false };
         // The session is written to while its head is looked at.
@@ -76,6 +77,7 @@ impl Lean {
         upload: Upload,
     ) -> (Ended, u64) {
         let Going { route, target, prefix } = going;
+        let guard = Guard::of(ctx, &route, &self.roster);
         let to = Dispatch {
             method: &request.method,
             headers: &request.headers,
@@ -86,9 +88,12 @@ impl Lean {
             prefix,
             upgrade: false,
         };
-        let mut relay = Relay { to, side: Multiplexed { session, request, upload, download: None }, bytes_in: 0 };
-        // Nothing switches that was not asked to.
-        let ended = relay.run(&route).await.unwrap_or(Ended::Refused(Answer::BadGateway));
+        let mut relay = Relay::new(to, Multiplexed { session, request, upload, download: None });
+        let ended = match while_it_stands(guard.as_ref(), relay.run(&route)).await {
+            // Nothing switches that was not asked to.
+            Ok(ended) => ended.unwrap_or(Ended::Refused(Answer::BadGateway)),
+            Err(Fallen) => relay.fell(),
+        };
         (ended, relay.bytes_in)
     }
 

@@ -21,14 +21,17 @@ use super::attempt::{Retry, Sending};
 use super::authority::vouch;
 use super::deadline::Deadline;
 use super::dial::announce;
+use super::entrance::Questions;
 use super::exchange::{Asked, Edit, Exchange, record};
 use super::fetch::Fetch;
 use super::head::{had_two_framings, head_size, per_connection, target};
 use super::limit::Limits;
 use super::peer::{UPGRADED_IDLE, apply, peer, rewrite};
 use super::reply::{answer_to, is_out_of_descriptors, show, write};
+use super::standing::Guard;
 use super::transform::page_for;
 use super::{Observer, Routed, forwarded};
+use crate::auth::gatekeeper::Gatekeeper;
 use crate::certificate::challenge::Challenges;
 use crate::state::{Action, Live};
 use crate::upstream::{Failure, Ledger, Scheme};
@@ -40,6 +43,7 @@ pub struct Edge {
     observer: Arc<dyn Observer>,
     limits: Arc<Limits>,
     challenges: Arc<Challenges>,
+    questions: Questions,
     fetch: Arc<Fetch>,
 }
 
@@ -50,8 +54,9 @@ impl Edge {
         observer: Arc<dyn Observer>,
         limits: Arc<Limits>,
         challenges: Arc<Challenges>,
+        gatekeeper: Arc<dyn Gatekeeper>,
     ) -> Edge {
-        Edge { live, ledger, observer, limits, challenges, fetch: Arc::default() }
+        Edge { live, ledger, observer, limits, challenges, questions: Questions { gatekeeper }, fetch: Arc::default() }
     }
 }
 
@@ -85,8 +90,13 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Exchange) -> Result<bool> {
-        let answer = match self.decide(session, ctx) {
-            Routed::Forward(route) => {
+        let mut routed = self.decide(session, ctx);
+        // Each question is asked once: its answer is kept in what was proved.
+        while let Routed::Ask(route, question) = routed {
+            routed = self.questions.ask(session, ctx, route, question).await;
+        }
+        let answer = match routed {
+            Routed::Forward(route, _) => {
                 if let Action::Forward { timeouts, .. } = &route.action {
                     if session.is_upgrade_req() {
                         let idle = timeouts.idle.max(UPGRADED_IDLE);
@@ -100,6 +110,7 @@ impl ProxyHttp for Edge {
                 }
                 let client = ctx.origin.as_ref().map_or(std::net::IpAddr::from([0, 0, 0, 0]), |origin| origin.client);
                 let admitted = self.limits.admit(&route, client, &session.req_header().headers).await;
+                ctx.guard = Guard::of(ctx, &route, self.questions.gatekeeper.roster());
                 ctx.route = Some(route);
                 match admitted {
                     Ok(pass) => {
@@ -112,6 +123,10 @@ impl ProxyHttp for Edge {
             Routed::Answer(route, answer) => {
                 ctx.route = route;
                 answer
+            }
+            Routed::Ask(route, _) => {
+                ctx.route = route;
+                Answer::Closed
             }
         };
         self.respond(session, ctx, answer).await?;
@@ -224,6 +239,10 @@ impl ProxyHttp for Edge {
             Some(deadline) => deadline.extend(),
             None => {}
         }
+        if ctx.guard.as_mut().is_some_and(|guard| !guard.still_stands()) {
+            ctx.failure = Some("the session ended".to_owned());
+            return Err(Error::explain(ErrorType::HTTPStatus(401), "the session ended").into_down());
+        }
         // What flows after a 101 is no body.
         if session.was_upgraded() {
             return Ok(());
@@ -280,6 +299,10 @@ impl ProxyHttp for Edge {
         let late = ctx.forward().and_then(|(_, timeouts, _)| timeouts.request).is_some_and(|whole| ctx.began.elapsed() > whole);
         if (end && ctx.out_of_time()) || late {
             return Err(Error::new_up(ErrorType::ReadTimedout));
+        }
+        if ctx.guard.as_mut().is_some_and(|guard| !guard.still_stands()) {
+            ctx.failure = Some("the session ended".to_owned());
+            return Err(Error::explain(ErrorType::HTTPStatus(401), "the session ended").into_down());
         }
         ctx.transform.response_body(body, end)?;
         Ok(None)
@@ -376,7 +399,7 @@ impl Edge {
             has_authority: request.uri.authority().is_some(),
             size: head_size(request),
         };
-        ctx.decide(&asked, target, had_two_framings(session).then_some(ambiguous), &self.challenges)
+        ctx.decide(&asked, target, had_two_framings(session).then_some(ambiguous), &self.challenges, self.questions.gatekeeper.roster())
     }
 
     async fn respond(&self, session: &mut Session, ctx: &mut Exchange, answer: Answer) -> Result<()> {

@@ -39,8 +39,10 @@ impl Lean {
                 ctx.route = route;
                 Some(Err(answer))
             }
-            Routed::Forward(route) if !is_plain(&route, streamed) => None,
-            Routed::Forward(route) => {
+            // Somebody else has to be asked, or a form to be read.
+            Routed::Ask(..) => None,
+            Routed::Forward(route, _) if !is_plain(&route, streamed) => None,
+            Routed::Forward(route, _) => {
                 let (target, prefix) = upstream_target(&route, ctx, uri)?;
                 ctx.route = Some(route.clone());
                 let client = ctx.origin.as_ref().map_or(IpAddr::from([0, 0, 0, 0]), |origin| origin.client);

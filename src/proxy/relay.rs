@@ -18,6 +18,7 @@ use super::exchange::Exchange;
 use super::pump::Fault;
 use super::side::Side;
 use super::wire::{self, Framing, Malformed, Response};
+use crate::auth::passage::Manner;
 use crate::state::Route;
 use crate::upstream::Timeouts;
 
@@ -70,6 +71,8 @@ pub(super) struct Relay<'a, S> {
     pub(super) to: Dispatch<'a>,
     pub(super) side: S,
     pub(super) bytes_in: u64,
+    /// Of the answer whose head was handed to the client's side.
+    pub(super) status: Option<StatusCode>,
 }
 
 /// How long one step may go on without progress: at least the limit, at most twice that. The clock is only read where the first wait was in vain, or a whole request is limited.
@@ -99,7 +102,23 @@ impl Clock {
     }
 }
 
-impl<S: Side> Relay<'_, S> {
+impl<'a, S: Side> Relay<'a, S> {
+    pub(super) fn new(to: Dispatch<'a>, side: S) -> Relay<'a, S> {
+        Relay { to, side, bytes_in: 0, status: None }
+    }
+
+    /// Whoever sent the request may not go on with it.
+    pub(super) fn fell(&mut self) -> Ended {
+        self.to.ctx.failure = Some("the session ended".to_owned());
+        match self.status {
+            None => Ended::Refused(Answer::Unauthorized(Manner::Script, self.to.ctx.host.clone())),
+            Some(status) => {
+                self.side.break_off();
+                Ended::Broken(Some(status), self.side.down().passed)
+            }
+        }
+    }
+
     /// The whole way.
     ///
     /// # Errors
@@ -246,6 +265,7 @@ impl<S: Side> Relay<'_, S> {
             }
         };
         self.to.ctx.transform.pass.answered(head.status.is_server_error());
+        self.status = Some(head.status);
         let result = self.copy(&mut attempt).await;
         let (up, down) = (self.side.up(), self.side.down());
         self.bytes_in = self.bytes_in.max(up.passed);

@@ -40,6 +40,7 @@ impl Relay<'_, Direct<'_>> {
             }
         };
         self.to.ctx.transform.pass.answered(false);
+        self.status = Some(head.status);
         let result = self.both_ways(&mut attempt, &mut up, &mut down).await;
         self.bytes_in = up.passed;
         match result {

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::census::Unknown;
 use super::credentials::Files;
 use crate::config::Config;
 use crate::diagnostic::{Diagnostic, Severity, render};
@@ -124,6 +125,7 @@ pub struct Publisher {
     config: watch::Receiver<Arc<Config>>,
     sources: Sources,
     files: Files,
+    unknown: Unknown,
     pub live: Arc<Live>,
     pub ledger: Arc<Ledger>,
     pub limits: Arc<Limits>,
@@ -135,11 +137,11 @@ pub struct Publisher {
 
 impl Publisher {
     /// Publishes the first state.
-    pub fn new(config: watch::Receiver<Arc<Config>>, sources: Sources, files: Files, metrics: Arc<Metrics>) -> Publisher {
+    pub fn new(config: watch::Receiver<Arc<Config>>, sources: Sources, files: Files, unknown: Unknown, metrics: Arc<Metrics>) -> Publisher {
         let empty = State::build(config.borrow().clone(), Arc::new(Snapshot::default()));
         let live = Arc::new(Live::new(empty));
         let (ledger, limits, swapped) = (Arc::default(), Arc::default(), watch::Sender::default());
-        let mut publisher = Publisher { config, sources, files, live, ledger, limits, swapped, stamps: Stamps::default(), metrics };
+        let mut publisher = Publisher { config, sources, files, unknown, live, ledger, limits, swapped, stamps: Stamps::default(), metrics };
         publisher.publish();
         publisher
     }
@@ -153,6 +155,7 @@ impl Publisher {
                 () = self.stamps.changed() => true,
                 // Where no directory is given there is nobody who would say more.
                 Ok(()) = self.files.changed() => true,
+                Ok(()) = self.unknown.changed() => true,
             };
             if !more {
                 return;
@@ -168,6 +171,7 @@ impl Publisher {
         // Before they are read: what changes in between is read again.
         self.stamps.keep(state.authorities.keys());
         let state = state.with_authorities(authority::read).with_files(&self.files.borrow_and_update().clone());
+        let state = state.with_unknown_groups(&self.unknown.borrow_and_update().clone());
         self.ledger.admit(state.pools());
         let Some(difference) = self.live.publish(state) else { return };
         let state = self.live.load();

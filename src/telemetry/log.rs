@@ -237,6 +237,7 @@ mod tests {
             trace: None,
             client: None,
             secure: false,
+            user: None,
             method: "GET",
             host: "a.example",
             path,

@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 
 use super::certificates::{self, CertificatesNow};
 use super::process::Process;
+use super::signing::{self, SigningNow};
 use super::tally::{Series, Tally, Timing, Totals};
 use super::{Record, limits};
 use crate::traffic::LimitNow;
@@ -52,6 +53,7 @@ pub struct Now {
     /// By service.
     pub refused_retries: Vec<(Arc<str>, u64)>,
     pub certificates: CertificatesNow,
+    pub signing: SigningNow,
 }
 
 /// One backend at the moment of a scrape.

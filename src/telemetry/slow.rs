@@ -111,6 +111,7 @@ mod tests {
             trace: None,
             client: None,
             secure: false,
+            user: None,
             method: "GET",
             host: "a.test",
             path: "/\u{1b}[2J\n",

@@ -224,6 +224,7 @@ mod tests {
             trace: Some(trace),
             client: Some([192, 0, 2, 7].into()),
             secure: true,
+            user: None,
             method: "GET",
             host: "a.test",
             path: "/a",

@@ -1,0 +1,152 @@
+//! What a decision waits for, on pingora's session: credentials that have to be verified, the route's authorizer, and the edge's own
+//! addresses with their forms. Whatever fails on the way answers, and lets nobody in.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use http::{HeaderMap, Method, StatusCode, Uri};
+use pingora_proxy::Session;
+use tokio::time::timeout;
+
+use super::answer::Answer;
+use super::exchange::Exchange;
+use super::{Question, Routed, secure, url};
+use crate::auth::entrance;
+use crate::auth::gatekeeper::{Caller, Denied, Destination, Gatekeeper, Visit};
+use crate::auth::passage::{Basic, Manner};
+use crate::auth::{self, Verdict};
+use crate::route::Head;
+use crate::state::Route;
+
+/// A form has so many bytes at most,
+const LONGEST_FORM: usize = 8 * 1024;
+/// and comes within this time.
+const FORM_TIME: Duration = Duration::from_secs(10);
+
+/// Who is asked.
+pub(super) struct Questions {
+    pub gatekeeper: Arc<dyn Gatekeeper>,
+}
+
+impl Questions {
+    /// Finds an answer to `question`, and what becomes of the request with it.
+    pub async fn ask(&self, session: &mut Session, ctx: &mut Exchange, route: Option<Arc<Route>>, question: Question) -> Routed {
+        let answer = match (question, &route) {
+            (Question::Verify(basic), Some(on)) => match self.verify(session, ctx, on, &basic).await {
+                Ok(()) => return self.again(session, ctx),
+                Err(answer) => answer,
+            },
+            (Question::Depart, Some(_)) => self.depart(session, ctx),
+            (Question::Entrance(entrance), _) => self.receive(session, ctx, entrance).await,
+            // Every other question is about a route.
+            (Question::Verify(_) | Question::Authorize(_) | Question::Depart, _) => Answer::Closed,
+        };
+        Routed::Answer(route, answer)
+    }
+
+    /// The decision once more, by what was found out.
+    fn again(&self, session: &Session, ctx: &mut Exchange) -> Routed {
+        let request = session.req_header();
+        ctx.route(&request.method, &request.headers, self.gatekeeper.roster())
+    }
+
+    async fn verify(&self, session: &Session, ctx: &mut Exchange, route: &Route, basic: &Basic) -> Result<(), Answer> {
+        let Some(caller) = caller(ctx, &session.req_header().headers) else { return Err(Answer::Closed) };
+        let verified = self.gatekeeper.verify(&caller, &route.access, basic).await;
+        match verified {
+            Ok(entrant) => {
+                ctx.proved.entrant = Some(entrant);
+                Ok(())
+            }
+            // Who has sent credentials can send others.
+            Err(Denied::Wrong) => Err(Answer::Unauthorized(Manner::Program, ctx.host.clone())),
+            Err(Denied::Wait(seconds)) => Err(Answer::TooManyTries(seconds)),
+            Err(Denied::Unavailable) => Err(Answer::NoDirectory),
+        }
+    }
+
+    fn depart(&self, session: &Session, ctx: &Exchange) -> Answer {
+        let request = session.req_header();
+        let to = match ctx.query.as_str() {
+            "" => ctx.path.clone(),
+            query => format!("{}?{query}", ctx.path),
+        };
+        let destination = destination(ctx, &request.headers);
+        match visit(ctx, &request.method, &request.headers, &[], &destination) {
+            Some(visit) => Answer::Sign(Arc::new(self.gatekeeper.depart(&visit, &to))),
+            None => Answer::Closed,
+        }
+    }
+
+    async fn receive(&self, session: &mut Session, ctx: &Exchange, entrance: entrance::Entrance) -> Answer {
+        let body = match session.req_header().method == Method::POST {
+            true => match form(session).await {
+                Ok(body) => body,
+                Err(answer) => return answer,
+            },
+            false => BytesMut::new(),
+        };
+        let request = session.req_header();
+        let destination = destination(ctx, &request.headers);
+        match visit(ctx, &request.method, &request.headers, &body, &destination) {
+            Some(visit) => Answer::Sign(Arc::new(self.gatekeeper.receive(entrance, &visit).await)),
+            None => Answer::Closed,
+        }
+    }
+}
+
+/// The body of a form, read to its end.
+async fn form(session: &mut Session) -> Result<BytesMut, Answer> {
+    let mut body = BytesMut::new();
+    let read = async {
+        while let Some(piece) = session.read_request_body().await? {
+            if body.len() + piece.len() > LONGEST_FORM {
+                return Ok(Err(Answer::TooLarge));
+            }
+            body.extend_from_slice(&piece);
+        }
+        pingora_error::Result::Ok(Ok(()))
+    };
+    match timeout(FORM_TIME, read).await {
+        Ok(Ok(Ok(()))) => Ok(body),
+        Ok(Ok(Err(answer))) => Err(answer),
+        Ok(Err(_)) | Err(_) => Err(Answer::Refused(StatusCode::REQUEST_TIMEOUT, "The request's body did not arrive.")),
+    }
+}
+
+fn caller<'a>(ctx: &'a Exchange, headers: &'a HeaderMap) -> Option<Caller<'a>> {
+    let origin = ctx.origin.as_ref()?;
+    let auth = &ctx.state.config.auth;
+    Some(Caller { client: origin.client, host: &ctx.host, secure: origin.secure, headers, now: ctx.at, auth })
+}
+
+fn visit<'a>(
+    ctx: &'a Exchange,
+    method: &'a Method,
+    headers: &'a HeaderMap,
+    body: &'a [u8],
+    destination: &'a (dyn Fn(&str, &str) -> Option<Destination> + Sync),
+) -> Option<Visit<'a>> {
+    let origin = ctx.origin.as_ref()?;
+    let config = &ctx.state.config;
+    let home = config.auth.host.as_ref().map(|host| match config.https.listen.is_empty() {
+        false => secure::https_url(config, host, "", ""),
+        true => url(origin, host, "", ""),
+    });
+    let base = url(origin, &ctx.host, "", "");
+    Some(Visit { caller: caller(ctx, headers)?, method, query: &ctx.query, body, base, home, destination })
+}
+
+/// What the client of `ctx` finds at a host and a path, if somebody has to sign in for it and the client may come in at all.
+fn destination<'a>(ctx: &'a Exchange, headers: &'a HeaderMap) -> impl Fn(&str, &str) -> Option<Destination> + Sync + 'a {
+    move |host, target| {
+        let uri = target.parse::<Uri>().ok()?;
+        let path = crate::route::canonical_path(uri.path())?;
+        let client = ctx.origin.as_ref()?.client;
+        let head = Head { host, path: &path, query: uri.query().unwrap_or_default(), method: &Method::GET, headers, client };
+        let route = ctx.state.table.find(&head)?;
+        let fine = route.access.groups.is_some() && auth::admit(&route.access, client) == Verdict::Pass;
+        fine.then(|| Destination { service: route.service.to_string(), access: route.access.clone() })
+    }
+}
