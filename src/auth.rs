@@ -1,13 +1,19 @@
 //! Who may pass a route: what its labels ask for, who somebody is, and the one decision about both. Access rules fail closed.
 
+pub mod accounts;
+pub mod cookie;
 pub mod directory;
 pub mod entrance;
 pub mod entrant;
+pub mod form;
 pub mod identity;
 mod label;
 pub mod passage;
 pub mod reply;
 pub mod roster;
+pub mod seal;
+pub mod session;
+pub mod target;
 
 use std::net::IpAddr;
 
