@@ -6,6 +6,7 @@ pub mod directory;
 pub mod entrance;
 pub mod entrant;
 pub mod form;
+pub mod gatekeeper;
 pub mod identity;
 mod label;
 pub mod passage;
@@ -14,6 +15,8 @@ pub mod roster;
 pub mod seal;
 pub mod session;
 pub mod target;
+pub mod verified;
+pub mod visitor;
 
 use std::net::IpAddr;
 

@@ -16,7 +16,6 @@ mod direct;
 mod dispatch;
 mod download;
 mod duplex;
-mod entrance;
 mod exchange;
 mod fetch;
 pub mod forwarded;
@@ -37,6 +36,7 @@ mod places;
 mod plain;
 pub mod preamble;
 mod pump;
+mod questions;
 mod rate;
 mod relay;
 mod reply;
@@ -199,7 +199,8 @@ fn challenge(state: &State, route: &Arc<Route>, head: &Head<'_>) -> Routed {
             return Routed::Ask(Some(route.clone()), Question::Depart);
         }
         Manner::Page => {
-            let (status, query) = if can_be_asked_again(head.method) { (StatusCode::FOUND, head.query) } else { (StatusCode::SEE_OTHER, "") };
+            let (status, query) =
+                if can_be_asked_again(head.method) { (StatusCode::FOUND, head.query) } else { (StatusCode::SEE_OTHER, "") };
             Answer::Redirect(status, entrance::sign_in(head.path, query))
         }
         manner => Answer::Unauthorized(manner, head.host.to_owned()),

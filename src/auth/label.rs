@@ -53,6 +53,11 @@ pub struct Access {
 }
 
 impl Access {
+    /// What tells the route's own users from those of others; `None`: it has none.
+    pub fn realm(&self) -> Option<&str> {
+        (!self.basic_auth.is_empty()).then_some("")
+    }
+
     /// Does anybody have to say who they are?
     pub fn asks(&self) -> bool {
         self.groups.is_some() || self.forward_auth.is_some() || !self.basic_auth.is_empty()

@@ -236,7 +236,9 @@ fn rate_limit(retry: u64, burst: u32, window: u64) -> impl Iterator<Item = (Head
 
 /// May an error page stand for this answer to this request? Programs that say so get what they can read.
 pub fn is_for_people(answer: &Answer, request: &HeaderMap) -> bool {
-    !matches!(answer, Answer::NoDirectory | Answer::Sign(_)) && answer.status().is_server_error() && matches!(form(request), Form::Html | Form::Text)
+    !matches!(answer, Answer::NoDirectory | Answer::Sign(_))
+        && answer.status().is_server_error()
+        && matches!(form(request), Form::Html | Form::Text)
 }
 
 /// gRPC reads its status from headers of a 200 answer without body ("Trailers-Only", gRPC over HTTP/2).

@@ -321,7 +321,7 @@ impl Exchange {
             trace: self.trace.as_deref(),
             client: self.origin.as_ref().map(|origin| origin.client),
             secure: self.origin.as_ref().is_some_and(|origin| origin.secure),
-            user: self.entrant.as_ref().map(|entrant| entrant.visitor.identity.user.as_str()),
+            user: self.user(),
             method: ended.method.as_str(),
             host: &self.host,
             path: ended.uri.path(),
@@ -350,6 +350,15 @@ impl Exchange {
             retries: self.attempts.saturating_sub(1),
             headers: ended.headers,
             error: self.error(ended.broken),
+        }
+    }
+
+    /// Who signed in, be it in vain.
+    fn user(&self) -> Option<&str> {
+        match (&self.entrant, &self.answered) {
+            (Some(entrant), _) => Some(&entrant.visitor.identity.user),
+            (None, Some(Answer::Outside(identity))) => Some(&identity.user),
+            _ => None,
         }
     }
 

@@ -141,7 +141,8 @@ impl Publisher {
         let empty = State::build(config.borrow().clone(), Arc::new(Snapshot::default()));
         let live = Arc::new(Live::new(empty));
         let (ledger, limits, swapped) = (Arc::default(), Arc::default(), watch::Sender::default());
-        let mut publisher = Publisher { config, sources, files, unknown, live, ledger, limits, swapped, stamps: Stamps::default(), metrics };
+        let mut publisher =
+            Publisher { config, sources, files, unknown, live, ledger, limits, swapped, stamps: Stamps::default(), metrics };
         publisher.publish();
         publisher
     }

@@ -102,11 +102,11 @@ async fn form(session: &mut Session) -> Result<BytesMut, Answer> {
     let read = async {
         while let Some(piece) = session.read_request_body().await? {
             if body.len() + piece.len() > LONGEST_FORM {
-                return Ok(Err(Answer::TooLarge));
+                return pingora_error::Result::Ok(Err(Answer::TooLarge));
             }
             body.extend_from_slice(&piece);
         }
-        pingora_error::Result::Ok(Ok(()))
+        Ok(Ok(()))
     };
     match timeout(FORM_TIME, read).await {
         Ok(Ok(Ok(()))) => Ok(body),

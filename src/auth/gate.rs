@@ -1,0 +1,186 @@
+//! Asks whoever knows users, within bounds: how often an account may be tried, how many are asked about at once, what is remembered.
+//! Every result is counted and told in an audit line.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::directory::{Directory, Unavailable};
+use super::entrance::Entrance;
+use super::entrant::{Entrant, Proof};
+use super::gatekeeper::{Caller, Denied, Gatekeeper, Visit};
+use super::identity::{Identity, folded};
+use super::label::Access;
+use super::passage::Basic;
+use super::reply::Reply;
+use super::roster::{DIRECTORY, Roster};
+use super::visitor::Visitor;
+use crate::diagnostic::brief;
+use crate::telemetry::signing::SigningNow;
+
+/// Questions to the directory at one time; more wait,
+const AT_ONCE: usize = 64;
+/// so long.
+const TURN: Duration = Duration::from_secs(5);
+
+/// What audit lines and metrics call a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// A browser got a session.
+    SignedIn,
+    /// A program's credentials were right.
+    Verified,
+    Wrong,
+    Throttled,
+    Unavailable,
+    /// A form that another site sent, or that is too old.
+    Forged,
+    SignedOut,
+    SignedOutEverywhere,
+    /// Over from the host at which everybody signs in, or not.
+    Entered,
+    BadCode,
+}
+
+const EVENTS: [(Event, &str); 10] = [
+    (Event::SignedIn, "signed-in"),
+    (Event::Verified, "verified"),
+    (Event::Wrong, "wrong"),
+    (Event::Throttled, "throttled"),
+    (Event::Unavailable, "unavailable"),
+    (Event::Forged, "forged"),
+    (Event::SignedOut, "signed-out"),
+    (Event::SignedOutEverywhere, "signed-out-everywhere"),
+    (Event::Entered, "entered"),
+    (Event::BadCode, "bad-code"),
+];
+
+/// The one place where passwords are looked at.
+#[derive(Debug)]
+pub struct Gate {
+    pub(super) roster: Arc<Roster>,
+    directory: Option<Arc<dyn Directory>>,
+    throttle: Throttle,
+    places: Semaphore,
+    counts: [AtomicU64; EVENTS.len()],
+    /// 0: nobody has asked the directory yet; 1: it does not answer; 2: it does.
+    answers: AtomicU8,
+}
+
+impl Gate {
+    pub fn new(roster: Arc<Roster>, directory: Option<Arc<dyn Directory>>) -> Gate {
+        let counts = std::array::from_fn(|_| AtomicU64::new(0));
+        Gate { roster, directory, throttle: Throttle::default(), places: Semaphore::new(AT_ONCE), counts, answers: AtomicU8::new(0) }
+    }
+
+    /// Is this the password of that user of the directory? `browser`: the one in which somebody signed in before.
+    pub(super) async fn check(&self, caller: &Caller<'_>, basic: &Basic, browser: Option<BrowserId>) -> Result<Arc<Identity>, Denied> {
+        let Some(directory) = &self.directory else { return Err(Denied::Unavailable) };
+        self.attempt(caller, basic, browser, directory.verify(&basic.user, &basic.password)).await
+    }
+
+    /// Lets `asking` say whether `basic` is right, if that may be tried now.
+    async fn attempt(
+        &self,
+        caller: &Caller<'_>,
+        basic: &Basic,
+        browser: Option<BrowserId>,
+        asking: impl Future<Output = Result<Option<Identity>, Unavailable>>,
+    ) -> Result<Arc<Identity>, Denied> {
+        let attempt = Attempt { account: folded(&basic.user), client: caller.client, browser };
+        if let Err(retry) = self.throttle.begin(&attempt, caller.now) {
+            self.note(Event::Throttled, caller, &basic.user);
+            return Err(Denied::Wait(retry.seconds()));
+        }
+        let answer = match timeout(TURN, self.places.acquire()).await {
+            Ok(Ok(_place)) => asking.await,
+            _ => Err(Unavailable("too many sign-ins are under way".to_owned())),
+        };
+        match answer {
+            Ok(Some(identity)) => {
+                self.throttle.succeeded(&attempt, caller.now);
+                Ok(Arc::new(identity))
+            }
+            Ok(None) => {
+                self.throttle.failed(&attempt, caller.now);
+                self.note(Event::Wrong, caller, &basic.user);
+                Err(Denied::Wrong)
+            }
+            Err(error) => {
+                self.throttle.given_up(&attempt, caller.now);
+                self.note(Event::Unavailable, caller, &basic.user);
+                tracing::error!(%error, "nobody could say whether a password is right");
+                Err(Denied::Unavailable)
+            }
+        }
+    }
+
+    /// Counts `event` and tells it.
+    pub(super) fn note(&self, event: Event, caller: &Caller<'_>, user: &str) {
+        let index = EVENTS.iter().position(|(known, _)| *known == event).unwrap_or_default();
+        self.counts[index].fetch_add(1, Ordering::Relaxed);
+        let (result, user, host, client) = (EVENTS[index].1, brief(user), brief(caller.host), caller.client);
+        match event {
+            Event::SignedIn | Event::Verified | Event::SignedOut | Event::SignedOutEverywhere | Event::Entered => {
+                tracing::info!(target: "skep::audit", result, user, host, %client, "sign-in");
+            }
+            Event::Wrong | Event::Throttled | Event::Unavailable | Event::Forged | Event::BadCode => {
+                tracing::warn!(target: "skep::audit", result, user, host, %client, "sign-in");
+            }
+        }
+    }
+
+    /// How signing in stands, for the metrics.
+    pub fn now(&self) -> SigningNow {
+        let results = EVENTS.iter().zip(&self.counts).map(|((_, result), count)| (*result, count.load(Ordering::Relaxed))).collect();
+        let (accounts, sessions) = self.roster.accounts.count();
+        SigningNow { results, accounts: accounts as u64, sessions: sessions as u64, ..SigningNow::default() }
+    }
+}
+
+impl Gatekeeper for Gate {
+    fn roster(&self) -> &Arc<Roster> {
+        &self.roster
+    }
+
+    fn verify<'a>(&'a self, caller: &'a Caller<'a>, access: &'a Access, basic: &'a Basic) -> BoxFuture<'a, Result<Arc<Entrant>, Denied>> {
+        async move {
+            let remember = caller.auth.basic_cache;
+            let own = access.realm().filter(|_| access.groups.is_none() || access.has_own(&basic.user));
+            if let Some(realm) = own {
+                // A user of the route's own; other names may be the directory's.
+                match self.attempt(caller, basic, None, access.own_user(&basic.user, &basic.password)).await {
+                    Ok(identity) => {
+                        self.roster.verified.put(realm, &basic.user, &basic.password, identity.clone(), remember);
+                        self.note(Event::Verified, caller, &basic.user);
+                        return Ok(entrant(identity, Proof::Local, caller));
+                    }
+                    Err(Denied::Wrong) if access.groups.is_some() => {}
+                    Err(denied) => return Err(denied),
+                }
+            }
+            let identity = self.check(caller, basic, None).await?;
+            self.roster.verified.put(DIRECTORY, &basic.user, &basic.password, identity.clone(), remember);
+            self.note(Event::Verified, caller, &basic.user);
+            Ok(entrant(identity, Proof::Credentials, caller))
+        }
+        .boxed()
+    }
+
+    fn receive<'a>(&'a self, entrance: Entrance, visit: &'a Visit<'a>) -> BoxFuture<'a, Reply> {
+        self.reception(entrance, visit).boxed()
+    }
+
+    fn depart(&self, visit: &Visit<'_>, path: &str) -> Reply {
+        self.departure(visit, path)
+    }
+}
+
+fn entrant(identity: Arc<Identity>, proof: Proof, caller: &Caller<'_>) -> Arc<Entrant> {
+    Arc::new(Entrant { visitor: Arc::new(Visitor::new(identity, caller.auth)), proof, renewal: None })
+}

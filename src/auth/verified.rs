@@ -1,0 +1,10 @@
+//! placeholder
+use super::identity::{Identity, Password};
+use std::sync::Arc;
+#[derive(Debug, Default)]
+pub struct Verified;
+impl Verified {
+    pub fn get(&self, _realm: &str, _user: &str, _password: &Password) -> Option<Arc<Identity>> {
+        None
+    }
+}
