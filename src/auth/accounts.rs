@@ -292,6 +292,11 @@ impl Accounts {
         due.take(most).map(|entry| Due { user: entry.key().clone(), name: entry.identity.user.clone() }).collect()
     }
 
+    /// Asks about the folded `user` at `then` instead: the directory had no answer.
+    pub fn defer(&self, user: &str, then: Timestamp) {
+        self.replace(user, |held| Some(Account { next_check: then, ..held?.clone() }));
+    }
+
     /// Ends the sessions whose time is over: whose they were, and how many.
     pub fn sweep(&self, now: Timestamp, limits: &Limits) -> Vec<(String, usize)> {
         let over = |account: &Account| {

@@ -51,6 +51,15 @@ pub struct Key {
     secret: Zeroizing<String>,
 }
 
+impl Key {
+    /// What it is made from; `None` if the store has something else there.
+    pub(super) fn secret(&self) -> Option<Zeroizing<[u8; KEY_BYTES]>> {
+        let mut bytes = Zeroizing::new([0; KEY_BYTES]);
+        let length = BASE64_STANDARD.decode_slice(self.secret.as_str(), &mut *bytes).ok()?;
+        (length == KEY_BYTES).then_some(bytes)
+    }
+}
+
 impl fmt::Debug for Key {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Key").field("id", &self.id).field("created", &self.created).finish_non_exhaustive()
@@ -77,6 +86,15 @@ impl Keys {
             keys.push(Key { id, created: now, secret: Zeroizing::new(BASE64_STANDARD.encode(random)) });
         }
         (keys.len() != self.keys.len() || !current).then_some(Keys { keys })
+    }
+
+    /// Those that are of use at `now`, the one to seal or sign with first: the newest that everybody has had `spread` to read.
+    pub(super) fn ordered(&self, now: Timestamp, spread: Duration) -> Vec<&Key> {
+        let mut newest_first: Vec<&Key> = self.keys.iter().rev().collect();
+        if let Some(ready) = newest_first.iter().position(|key| age(key.created, now) >= spread) {
+            newest_first[..=ready].rotate_right(1);
+        }
+        newest_first
     }
 
     /// Those that something alive may be sealed with: a key's successor ended its use.
@@ -107,12 +125,7 @@ impl fmt::Debug for Ring {
 impl Ring {
     /// `keys` at `now`; `None` when none of them can be used.
     pub fn new(keys: &Keys, now: Timestamp) -> Option<Ring> {
-        let mut newest_first: Vec<&Key> = keys.keys.iter().rev().collect();
-        // Others may not have read a newer one yet.
-        if let Some(ready) = newest_first.iter().position(|key| age(key.created, now) >= SPREAD) {
-            newest_first[..=ready].rotate_right(1);
-        }
-        let usable = newest_first.into_iter().filter_map(|key| Some((key.id, cipher(&key.secret)?)));
+        let usable = keys.ordered(now, SPREAD).into_iter().filter_map(|key| Some((key.id, cipher(key)?)));
         Some(Ring { keys: usable.collect() }).filter(|ring| !ring.keys.is_empty())
     }
 
@@ -175,10 +188,8 @@ impl AsRef<[u8]> for Associated {
     }
 }
 
-fn cipher(secret: &str) -> Option<LessSafeKey> {
-    let mut bytes = Zeroizing::new([0; KEY_BYTES + 1]);
-    let length = BASE64_STANDARD.decode_slice(secret, &mut *bytes).ok()?;
-    UnboundKey::new(&AES_256_GCM_SIV, &bytes[..length]).ok().map(LessSafeKey::new)
+fn cipher(key: &Key) -> Option<LessSafeKey> {
+    UnboundKey::new(&AES_256_GCM_SIV, &*key.secret()?).ok().map(LessSafeKey::new)
 }
 
 /// What all sealed values are written and read with: numbers of a fixed size, texts and bytes with their length.

@@ -1,0 +1,287 @@
+//! The accounts of [`super::accounts`], kept in the store and up to date: written when somebody signs in or out, read at the start,
+//! followed while other processes write, and asked about at the directory in the background.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use futures_util::{StreamExt, stream};
+use jiff::Timestamp;
+use tokio::time::{sleep, timeout};
+
+use super::accounts::{Accounts, Checked, Due, Live, PREFIX, Record, Wanted, key};
+use super::directory::{Directory, Unavailable};
+use super::identity::Identity;
+use super::keys::{TRIES, read};
+use super::session::{Limits, SessionId, Token};
+use crate::store::{self, Change, Error, Store, Version};
+
+/// Between looks at what is due.
+const TICK: Duration = Duration::from_secs(1);
+/// Whoever signs in or out waits no longer for the store; it goes on by itself.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Values that are read, and users that are asked about, at a time.
+const AT_ONCE: usize = 8;
+/// Of one look at what is due.
+const BATCH: usize = 64;
+/// After a failure of the store or the directory: doubled at each further one,
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// up to this.
+const LAST_PAUSE: Duration = Duration::from_secs(60);
+/// Users of different stripes are written at the same time.
+const STRIPES: usize = 64;
+
+/// Who is signed in.
+pub struct Register {
+    accounts: Accounts,
+    limits: Limits,
+    store: Arc<dyn Store>,
+    /// What is in the store: whose it is, and which version was taken over.
+    known: Mutex<HashMap<String, (String, Version)>>,
+    /// Reading, merging and taking over is one step for each user, so that what is taken over is never older than before.
+    stripes: [tokio::sync::Mutex<()>; STRIPES],
+    failure: ArcSwapOption<Unavailable>,
+}
+
+impl fmt::Debug for Register {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Register").field("count", &self.accounts.count()).field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl Register {
+    /// The accounts that `store` has. While it cannot be read, there are none, and everybody has to sign in again.
+    pub async fn open(store: Arc<dyn Store>, limits: Limits) -> Register {
+        let register = Register {
+            accounts: Accounts::default(),
+            limits,
+            store,
+            known: Mutex::default(),
+            stripes: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+            failure: ArcSwapOption::empty(),
+        };
+        match register.store.list(PREFIX).await {
+            Ok(keys) => {
+                let reading = stream::iter(keys.into_keys()).map(|key| register.take_over(key)).buffer_unordered(AT_ONCE);
+                reading.collect::<()>().await;
+            }
+            Err(error) => tracing::error!(%error, "who was signed in cannot be read: everybody has to sign in again"),
+        }
+        register
+    }
+
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Why the directory could not be asked about signed-in users, when it was tried last; `None` if it could.
+    pub fn failure(&self) -> Option<Arc<Unavailable>> {
+        self.failure.load_full()
+    }
+
+    /// The live session that `token` names.
+    pub fn find(&self, token: Token, now: Timestamp) -> Option<Live> {
+        self.accounts.find(token, now, &self.limits)
+    }
+
+    /// What `live` is now; `None` once its session has ended.
+    pub fn again(&self, live: &Live, now: Timestamp) -> Option<Live> {
+        self.accounts.again(live, now, &self.limits)
+    }
+
+    /// The session of the folded `user`, if it is alive.
+    pub fn session(&self, user: &str, session: SessionId, now: Timestamp) -> Option<Live> {
+        self.accounts.session(user, session, now, &self.limits)
+    }
+
+    /// A new session of `identity`, whom the directory just vouched for; `None` if the name is none that can sign in. A store that
+    /// cannot be written keeps nobody out: the directory said yes, and all that is lost is that the session ends with this process.
+    pub async fn sign_in(&self, identity: Identity, now: Timestamp, random: [u8; SessionId::BYTES]) -> Option<Token> {
+        let signed_in = self.accounts.sign_in(identity, now, &self.limits, random)?;
+        for user in &signed_in.evicted {
+            tracing::warn!(user, "signed out: there are too many signed-in users, and this one was unused for the longest time");
+            if let Err(error) = self.remove(user).await {
+                tracing::warn!(user, %error, "the store still has the sessions of somebody who was signed out");
+            }
+        }
+        self.save(&signed_in.token.user, "a session is not in the store: it ends with this process unless it can be written later").await;
+        Some(signed_in.token)
+    }
+
+    /// Ends one session, on all hosts. Was it alive?
+    pub async fn sign_out(&self, user: &str, session: SessionId) -> bool {
+        let ended = self.accounts.sign_out(user, session);
+        self.save(user, LIVES_ON).await;
+        ended
+    }
+
+    /// Ends all sessions of the folded `user`: how many there were.
+    pub async fn sign_out_everywhere(&self, user: &str) -> usize {
+        let ended = self.accounts.sign_out_everywhere(user);
+        self.save(user, LIVES_ON).await;
+        ended
+    }
+
+    /// Keeps everything up to date; never ends.
+    pub async fn follow(&self, directory: Arc<dyn Directory>) {
+        tokio::join!(self.follow_store(), self.keep_time(), self.ask(&*directory));
+    }
+
+    async fn follow_store(&self) {
+        let mut changes = self.store.watch(PREFIX);
+        while let Some(Change { key, version }) = changes.next().await {
+            let known = self.known().get(&key).cloned();
+            match (known, version) {
+                (Some((_, known)), Some(version)) if known == version => {}
+                (Some((user, _)), None) => self.save(&user, UNSEEN).await,
+                (None, None) => {}
+                (_, Some(_)) => self.take_over(key).await,
+            }
+        }
+    }
+
+    /// Ends what is over, and writes what could not be written or was not worth it before.
+    async fn keep_time(&self) {
+        let mut pause = TICK;
+        loop {
+            sleep(pause).await;
+            for (user, sessions) in self.accounts.sweep(Timestamp::now(), &self.limits) {
+                tracing::info!(user, sessions, "sessions ended: their time is over");
+            }
+            let mut failed = false;
+            for user in self.accounts.behind(&self.limits, BATCH) {
+                failed |= self.sync(&user).await.inspect_err(|error| tracing::debug!(user, %error, "still not written")).is_err();
+            }
+            pause = if failed { (pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE) } else { TICK };
+        }
+    }
+
+    /// Asks the directory about everybody who is signed in, again and again.
+    async fn ask(&self, directory: &dyn Directory) {
+        if !self.limits.looks_up {
+            return;
+        }
+        let mut pause = Duration::ZERO;
+        loop {
+            sleep(pause.max(TICK)).await;
+            // While nobody answers, one question is enough.
+            let due = self.accounts.due(Timestamp::now(), if pause.is_zero() { BATCH } else { 1 });
+            let asking = stream::iter(due).map(|due| self.ask_about(directory, due)).buffer_unordered(AT_ONCE);
+            let answers: Vec<bool> = asking.collect().await;
+            pause = match answers.iter().any(|answered| *answered) || answers.is_empty() && self.failure.load().is_none() {
+                true => Duration::ZERO,
+                false => (pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE),
+            };
+        }
+    }
+
+    async fn ask_about(&self, directory: &dyn Directory, Due { user, name }: Due) -> bool {
+        let answer = directory.look_up(&name).await;
+        let now = Timestamp::now();
+        let said = match answer {
+            Ok(said) => said,
+            Err(unavailable) => {
+                // Its sessions go on to their end. Others come first: it may be this user that the directory stumbles over.
+                self.accounts.defer(&user, now + LAST_PAUSE.min(self.limits.recheck));
+                if self.failure.swap(Some(Arc::new(unavailable.clone()))).is_none() {
+                    tracing::error!(user, %unavailable, "the directory does not say who is still a member; sessions go on to their end");
+                }
+                return false;
+            }
+        };
+        if self.failure.swap(None).is_some() {
+            tracing::info!("the directory says again who is a member");
+        }
+        match self.accounts.checked(&user, said, now, &self.limits) {
+            Checked::Same => return true,
+            Checked::Changed => tracing::info!(user, "the directory changed what it says of a signed-in user"),
+            Checked::Ended(sessions) => tracing::info!(user, sessions, "signed out: the directory does not know the user any more"),
+        }
+        self.save(&user, LIVES_ON).await;
+        true
+    }
+
+    /// Brings the store and the table together for `user`; says `failure` where that does not work out in time. It is tried on.
+    async fn save(&self, user: &str, failure: &str) {
+        match timeout(PATIENCE, self.sync(user)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(user, %error, "{failure}"),
+            Err(_) => tracing::error!(user, "{failure} (the store did not answer in {PATIENCE:?})"),
+        }
+    }
+
+    async fn sync(&self, user: &str) -> Result<(), Error> {
+        let key = key(user);
+        let _one_at_a_time = self.stripe(&key).lock().await;
+        let mut last = Error::Conflict { key: key.clone() };
+        for _ in 0..TRIES {
+            let (kept, version) = read::<Record>(&*self.store, &key).await?;
+            let now = Timestamp::now();
+            let done = match (self.accounts.wanted(user, kept.as_ref(), now, &self.limits), version) {
+                (Wanted::Same, version) => Ok((kept, version)),
+                (Wanted::Record(record), version) => {
+                    store::write(&*self.store, &key, &record, version.as_ref()).await.map(|version| (Some(record), Some(version)))
+                }
+                (Wanted::Nothing, Some(version)) => self.store.remove(&key, &version).await.map(|()| (None, None)),
+                (Wanted::Nothing, None) => Ok((None, None)),
+            };
+            match done {
+                Ok((kept, version)) => {
+                    self.accounts.settle(user, kept.as_ref(), now, &self.limits);
+                    self.note(key, user, version);
+                    return Ok(());
+                }
+                Err(conflict @ Error::Conflict { .. }) => last = conflict,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
+    /// Takes over what the store has under `key`, whoever's it is.
+    async fn take_over(&self, key: String) {
+        let record = store::read::<Record>(&*self.store, &key).await;
+        match record {
+            // Its name says whose it is; else somebody could be given another's sessions.
+            Ok(Some((record, _))) if super::accounts::key(&record.user) == key => self.save(&record.user, UNSEEN).await,
+            Ok(Some(_)) => tracing::error!(key, "a value of the store is not used: it is another account's"),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "{UNSEEN}"),
+        }
+    }
+
+    async fn remove(&self, user: &str) -> Result<(), Error> {
+        let key = key(user);
+        let _one_at_a_time = self.stripe(&key).lock().await;
+        if let Some(entry) = self.store.get(&key).await? {
+            self.store.remove(&key, &entry.version).await?;
+        }
+        self.note(key, user, None);
+        Ok(())
+    }
+
+    fn note(&self, key: String, user: &str, version: Option<Version>) {
+        match version {
+            Some(version) => drop(self.known().insert(key, (user.to_owned(), version))),
+            None => drop(self.known().remove(&key)),
+        }
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, (String, Version)>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stripe(&self, key: &str) -> &tokio::sync::Mutex<()> {
+        let sum = key.bytes().fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)));
+        &self.stripes[sum % STRIPES]
+    }
+}
+
+const LIVES_ON: &str = "the store still has a session that was ended: it would live again if this process ended now; trying on";
+const UNSEEN: &str = "what another process did with an account is not seen";
