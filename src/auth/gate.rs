@@ -13,10 +13,12 @@ use tokio::time::timeout;
 use super::directory::{Directory, Unavailable};
 use super::entrance::Entrance;
 use super::entrant::{Entrant, Proof};
+use jiff::Timestamp;
+
 use super::gatekeeper::{Caller, Denied, Gatekeeper, Visit};
 use super::identity::{Identity, folded};
 use super::label::Access;
-use super::passage::Basic;
+use super::passage::{Basic, Who};
 use super::reply::Reply;
 use super::roster::{DIRECTORY, Roster};
 use super::visitor::Visitor;
@@ -63,7 +65,7 @@ const EVENTS: [(Event, &str); 10] = [
 /// The one place where passwords are looked at.
 #[derive(Debug)]
 pub struct Gate {
-    pub(super) roster: Arc<Roster>,
+    pub(super) roster: Roster,
     directory: Option<Arc<dyn Directory>>,
     throttle: Throttle,
     places: Semaphore,
@@ -73,7 +75,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    pub fn new(roster: Arc<Roster>, directory: Option<Arc<dyn Directory>>) -> Gate {
+    pub fn new(roster: Roster, directory: Option<Arc<dyn Directory>>) -> Gate {
         let counts = std::array::from_fn(|_| AtomicU64::new(0));
         Gate { roster, directory, throttle: Throttle::default(), places: Semaphore::new(AT_ONCE), counts, answers: AtomicU8::new(0) }
     }
@@ -138,14 +140,18 @@ impl Gate {
     /// How signing in stands, for the metrics.
     pub fn now(&self) -> SigningNow {
         let results = EVENTS.iter().zip(&self.counts).map(|((_, result), count)| (*result, count.load(Ordering::Relaxed))).collect();
-        let (accounts, sessions) = self.roster.accounts.count();
+        let (accounts, sessions) = self.roster.register.accounts().count();
         SigningNow { results, accounts: accounts as u64, sessions: sessions as u64, ..SigningNow::default() }
     }
 }
 
 impl Gatekeeper for Gate {
-    fn roster(&self) -> &Arc<Roster> {
-        &self.roster
+    fn who(&self, caller: &Caller<'_>, access: &Access) -> Who {
+        self.roster.who(caller, access)
+    }
+
+    fn stands(&self, entrant: &Entrant, access: &Access, now: Timestamp) -> bool {
+        self.roster.stands(entrant, access, now)
     }
 
     fn verify<'a>(&'a self, caller: &'a Caller<'a>, access: &'a Access, basic: &'a Basic) -> BoxFuture<'a, Result<Arc<Entrant>, Denied>> {

@@ -11,9 +11,8 @@ use jiff::Timestamp;
 use super::entrance::Entrance;
 use super::entrant::Entrant;
 use super::label::Access;
-use super::passage::Basic;
+use super::passage::{Basic, Who};
 use super::reply::Reply;
-use super::roster::Roster;
 use crate::config::Auth;
 
 /// Whose request it is, and when.
@@ -63,8 +62,12 @@ pub struct Destination {
 
 /// Whoever is asked. Every answer comes in bounded time, and none lets anybody in that it is not sure of.
 pub trait Gatekeeper: fmt::Debug + Send + Sync {
-    /// What is known without asking.
-    fn roster(&self) -> &Arc<Roster>;
+    /// Who sends a request for a route with `access`, as far as that is known without asking anybody: called for each request, it waits
+    /// for nothing.
+    fn who(&self, caller: &Caller<'_>, access: &Access) -> Who;
+
+    /// May whoever was let in to `access` as `entrant` still be there?
+    fn stands(&self, entrant: &Entrant, access: &Access, now: Timestamp) -> bool;
 
     /// Are these credentials right, for a route with `access`?
     fn verify<'a>(&'a self, caller: &'a Caller<'a>, access: &'a Access, basic: &'a Basic) -> BoxFuture<'a, Result<Arc<Entrant>, Denied>>;

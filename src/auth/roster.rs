@@ -1,100 +1,78 @@
-//! Who is signed in, as far as that is known without asking anybody: what requests are recognised by. One for the whole process; reading
-//! it waits for nobody.
+//! Who is signed in: the sessions, and credentials that were right a moment ago. Requests are recognised by it without asking anybody.
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 use jiff::Timestamp;
 
-use super::accounts::{Accounts, Live};
+use super::accounts::Live;
 use super::cookie::Cookie;
 use super::entrant::{Entrant, Proof};
+use super::gatekeeper::Caller;
+use super::keys::{Current, random};
 use super::label::Access;
 use super::passage::{Basic, Who, basic, may_enter};
-use super::seal::{NONCE_BYTES, Ring};
-use super::session::{Limits, Token};
+use super::register::Register;
+use super::seal::Ring;
+use super::session::Token;
 use super::verified::Verified;
 use super::visitor::Visitor;
-use crate::config::Auth;
 
-/// What a request shows of who sends it.
-#[derive(Clone, Copy, Debug)]
-pub struct Presented<'a> {
-    pub headers: &'a HeaderMap,
-    /// Lower case, without port.
-    pub host: &'a str,
-    /// The client used HTTPS.
-    pub secure: bool,
-    /// Random bytes, for whoever needs some.
-    pub nonce: fn() -> [u8; NONCE_BYTES],
-}
-
-/// Sessions, and credentials that were right a moment ago.
+/// Sessions, the keys of their cookies, and credentials.
 #[derive(Debug)]
 pub struct Roster {
-    pub accounts: Arc<Accounts>,
+    pub register: Arc<Register>,
+    pub keys: Arc<Current<Ring>>,
     pub verified: Verified,
-    /// `None`: no cookie can be read or made.
-    pub ring: Arc<ArcSwapOption<Ring>>,
-    /// Can users be looked up without their passwords?
-    pub looks_up: bool,
 }
 
 impl Roster {
     /// Who sends a request for a route with `access`. A cookie outranks credentials, which may be meant for the service.
-    pub fn who(&self, access: &Access, presented: &Presented<'_>, auth: &Auth, now: Timestamp) -> Who {
+    pub(super) fn who(&self, caller: &Caller<'_>, access: &Access) -> Who {
         if access.groups.is_some()
-            && let Some(live) = self.session(presented, auth, now)
+            && let Some(live) = self.session(caller)
         {
-            let renewal = live.renew.then(|| self.cookie(&live, presented, auth, now)).flatten();
-            let visitor = Arc::new(Visitor::new(live.identity().clone(), auth));
+            let renewal = if live.renew { self.cookie(&live, caller) } else { None };
+            let visitor = Arc::new(Visitor::new(live.identity().clone(), caller.auth));
             return Who::Known(Arc::new(Entrant { visitor, proof: Proof::Session(live), renewal }));
         }
-        let Some(basic) = basic(presented.headers) else { return Who::Nobody };
-        match self.remembered(access, &basic, auth) {
+        let Some(basic) = basic(caller.headers) else { return Who::Nobody };
+        match self.remembered(access, &basic, caller) {
             Some(entrant) => Who::Known(entrant),
             None => Who::Claims(basic),
         }
     }
 
     /// The live session of the request's cookie.
-    pub fn session(&self, presented: &Presented<'_>, auth: &Auth, now: Timestamp) -> Option<Live> {
-        let mut cookies = Cookie::Session.values(presented.headers, presented.secure).peekable();
+    pub(super) fn session(&self, caller: &Caller<'_>) -> Option<Live> {
+        let mut cookies = Cookie::Session.values(caller.headers, caller.secure).peekable();
         cookies.peek()?;
-        let (ring, limits) = (self.ring.load(), self.limits(auth));
-        let ring = ring.as_deref()?;
-        cookies.find_map(|text| self.accounts.find(Token::open(ring, presented.host, text)?, now, &limits))
+        self.keys.with(|ring| cookies.find_map(|text| self.register.find(Token::open(ring, caller.host, text)?, caller.now)))
     }
 
     /// `Set-Cookie` by which the browser holds `live` on this host; `None`: no cookie can be made.
-    pub fn cookie(&self, live: &Live, presented: &Presented<'_>, auth: &Auth, now: Timestamp) -> Option<HeaderValue> {
-        let token = live.token(now);
-        let text = token.seal(self.ring.load().as_deref()?, presented.host, (presented.nonce)());
-        let set = Cookie::Session.set(presented.secure, &text, Some(token.keep(now, &self.limits(auth))));
+    pub(super) fn cookie(&self, live: &Live, caller: &Caller<'_>) -> Option<HeaderValue> {
+        let token = live.token(caller.now);
+        let text = self.keys.with(|ring| token.seal(ring, caller.host, random()));
+        let set = Cookie::Session.set(caller.secure, &text, Some(token.keep(caller.now, self.register.limits())));
         HeaderValue::from_str(&set).ok()
     }
 
     /// Who has these credentials, if they were verified lately.
-    fn remembered(&self, access: &Access, basic: &Basic, auth: &Auth) -> Option<Arc<Entrant>> {
-        if let Some(realm) = access.realm()
-            && let Some(identity) = self.verified.get(realm, &basic.user, &basic.password)
-        {
-            return Some(Arc::new(Entrant { visitor: Arc::new(Visitor::new(identity, auth)), proof: Proof::Local, renewal: None }));
-        }
-        let identity = access.groups.as_ref().and_then(|_| self.verified.get(DIRECTORY, &basic.user, &basic.password))?;
-        Some(Arc::new(Entrant { visitor: Arc::new(Visitor::new(identity, auth)), proof: Proof::Credentials, renewal: None }))
+    fn remembered(&self, access: &Access, basic: &Basic, caller: &Caller<'_>) -> Option<Arc<Entrant>> {
+        let known = |realm: &str, proof| {
+            let identity = self.verified.get(realm, &basic.user, &basic.password)?;
+            Some(Arc::new(Entrant { visitor: Arc::new(Visitor::new(identity, caller.auth)), proof, renewal: None }))
+        };
+        let own = access.realm().and_then(|realm| known(realm, Proof::Local));
+        own.or_else(|| access.groups.as_ref().and_then(|_| known(DIRECTORY, Proof::Credentials)))
     }
 
     /// May whoever was let in to `access` as `entrant` still be there?
-    pub fn stands(&self, entrant: &Entrant, access: &Access, auth: &Auth, now: Timestamp) -> bool {
+    pub(super) fn stands(&self, entrant: &Entrant, access: &Access, now: Timestamp) -> bool {
         let Proof::Session(live) = &entrant.proof else { return true };
-        let Some(live) = self.accounts.again(live, now, &self.limits(auth)) else { return false };
+        let Some(live) = self.register.again(live, now) else { return false };
         Arc::ptr_eq(live.identity(), &entrant.visitor.identity) || may_enter(access, live.identity())
-    }
-
-    pub fn limits(&self, auth: &Auth) -> Limits {
-        Limits::new(auth, self.looks_up)
     }
 }
 

@@ -23,8 +23,7 @@ use super::{HeadSize, Routed};
 use crate::auth::entrance;
 use crate::auth::entrant::Entrant;
 use crate::auth::passage::Proved;
-use crate::auth::roster::{Presented, Roster};
-use crate::auth::seal::NONCE_BYTES;
+use crate::auth::gatekeeper::{Caller, Gatekeeper};
 use crate::certificate::challenge::Challenges;
 use crate::route::Head;
 use crate::state::{Action, Route, State};
@@ -149,7 +148,7 @@ impl Exchange {
         target: Result<Target, Answer>,
         refused: Option<Answer>,
         challenges: &Challenges,
-        roster: &Roster,
+        gatekeeper: &dyn Gatekeeper,
     ) -> Routed {
         let connection = self.connection.as_ref().map_or_else(unknown_connection, |per| per.connection);
         let config = &self.state.config.proxy;
@@ -168,18 +167,17 @@ impl Exchange {
         match challenges.http(&self.path) {
             // Asked before any route: the name's certificate must not depend on what is served under it.
             Some(answer) => Routed::Answer(None, Answer::Challenge(answer)),
-            None => self.route(asked.method, asked.headers, roster),
+            None => self.route(asked.method, asked.headers, gatekeeper),
         }
     }
 
     /// The decision by what is known now, on the state that the request began with.
-    pub(super) fn route(&mut self, method: &Method, headers: &HeaderMap, roster: &Roster) -> Routed {
+    pub(super) fn route(&mut self, method: &Method, headers: &HeaderMap, gatekeeper: &dyn Gatekeeper) -> Routed {
         let Some(origin) = &self.origin else { return Routed::Answer(None, Answer::NotFound) };
         let head = Head { host: &self.host, path: &self.path, query: &self.query, method, headers, client: origin.client };
-        let who = |route: &Route| {
-            let presented = Presented { headers, host: &self.host, secure: origin.secure, nonce };
-            roster.who(&route.access, &presented, &self.state.config.auth, self.at)
-        };
+        let (client, secure, auth) = (origin.client, origin.secure, &self.state.config.auth);
+        let caller = Caller { client, host: &self.host, secure, headers, now: self.at, auth };
+        let who = |route: &Route| gatekeeper.who(&caller, &route.access);
         let routed = super::route(&self.state, &head, origin, self.handshake(), self.at, &self.proved, who);
         if let Routed::Forward(_, entrant) = &routed {
             self.entrant = entrant.clone();
@@ -281,15 +279,6 @@ impl Exchange {
     pub(super) fn request_id(&self) -> &str {
         self.origin.as_ref().map_or("-", |origin| origin.request_id.as_str())
     }
-}
-
-/// Random bytes to seal a cookie with. Should there be none, the cipher survives a nonce that comes again.
-fn nonce() -> [u8; NONCE_BYTES] {
-    let mut bytes = [0; NONCE_BYTES];
-    if let Err(error) = aws_lc_rs::rand::fill(&mut bytes) {
-        tracing::error!(%error, "the system gives no random bytes");
-    }
-    bytes
 }
 
 /// A client that left before any answer is logged with nginx's status for it.

@@ -33,7 +33,7 @@ use super::socket::Socket;
 use super::standing::{Fallen, Guard, while_it_stands};
 use super::stream::{ClientStream, HeadLimits, PerConnection};
 use super::wire::{self, Arrived, Request};
-use crate::auth::roster::Roster;
+use crate::auth::gatekeeper::Gatekeeper;
 use crate::certificate::challenge::Challenges;
 use crate::state::Live;
 use crate::upstream::Ledger;
@@ -57,7 +57,7 @@ pub struct Lean {
     pub(super) observer: Arc<dyn Observer>,
     pub(super) limits: Arc<Limits>,
     pub(super) challenges: Arc<Challenges>,
-    pub(super) roster: Arc<Roster>,
+    pub(super) gatekeeper: Arc<dyn Gatekeeper>,
     pub(super) idle: Idle,
     /// Somebody waits for a place: idle connections make room.
     pub(super) crowd: Arc<Notify>,
@@ -89,12 +89,12 @@ impl Lean {
         observer: Arc<dyn Observer>,
         limits: Arc<Limits>,
         challenges: Arc<Challenges>,
-        roster: Arc<Roster>,
+        gatekeeper: Arc<dyn Gatekeeper>,
         crowd: Arc<Notify>,
         stopping: watch::Receiver<bool>,
         idle_end: CancellationToken,
     ) -> Lean {
-        Lean { proxy, live, ledger, observer, limits, challenges, roster, idle: Idle::default(), crowd, stopping, idle_end }
+        Lean { proxy, live, ledger, observer, limits, challenges, gatekeeper, idle: Idle::default(), crowd, stopping, idle_end }
     }
 
     /// Closes idle upstream connections that are of no use any more. To be called every [`SWEEP`].
@@ -211,7 +211,7 @@ impl Lean {
         let mut ctx = Exchange::new(self.live.load());
         ctx.connection = Some(client.about.clone());
         let asked = Asked { version: VERSION, method: &request.method, headers: &headers, has_authority: false, size: request.size };
-        let routed = ctx.decide(&asked, Target::plain(&headers, &uri), None, &self.challenges, &self.roster);
+        let routed = ctx.decide(&asked, Target::plain(&headers, &uri), None, &self.challenges, &*self.gatekeeper);
         let going = match self.judge(&mut ctx, routed, &uri, &headers, false).await {
             None => return Way::Pingora,
             Some(Err(answer)) => return Way::Here(self.finish(client, request, &headers, &uri, &mut ctx, Ended::Refused(answer), 0).await),
@@ -219,7 +219,7 @@ impl Lean {
         };
         let closing = self.closing(client, request, &ctx);
         let Going { route, target, prefix } = going;
-        let guard = Guard::of(&ctx, &route, &self.roster);
+        let guard = Guard::of(&ctx, &route, &self.gatekeeper);
         let to = Dispatch {
             method: &request.method,
             headers: &headers,

@@ -50,7 +50,7 @@ impl Lean {
         let size = head_size(head);
         let has_authority = head.uri.authority().is_some();
         let asked = Asked { version: Version::HTTP_2, method: &head.method, headers: &head.headers, has_authority, size };
-        let routed = ctx.decide(&asked, target(head), None, &self.challenges, &self.roster);
+        let routed = ctx.decide(&asked, target(head), None, &self.challenges, &*self.gatekeeper);
         let streamed = length.is_none() && upload.is_streamed();
         let Some(judged) = self.judge(&mut ctx, routed, &head.uri, &head.headers, streamed).await else { return false };
         // The session is written to while its head is looked at.
@@ -77,7 +77,7 @@ impl Lean {
         upload: Upload,
     ) -> (Ended, u64) {
         let Going { route, target, prefix } = going;
-        let guard = Guard::of(ctx, &route, &self.roster);
+        let guard = Guard::of(ctx, &route, &self.gatekeeper);
         let to = Dispatch {
             method: &request.method,
             headers: &request.headers,

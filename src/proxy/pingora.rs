@@ -110,7 +110,7 @@ impl ProxyHttp for Edge {
                 }
                 let client = ctx.origin.as_ref().map_or(std::net::IpAddr::from([0, 0, 0, 0]), |origin| origin.client);
                 let admitted = self.limits.admit(&route, client, &session.req_header().headers).await;
-                ctx.guard = Guard::of(ctx, &route, self.questions.gatekeeper.roster());
+                ctx.guard = Guard::of(ctx, &route, &self.questions.gatekeeper);
                 ctx.route = Some(route);
                 match admitted {
                     Ok(pass) => {
@@ -399,7 +399,7 @@ impl Edge {
             has_authority: request.uri.authority().is_some(),
             size: head_size(request),
         };
-        ctx.decide(&asked, target, had_two_framings(session).then_some(ambiguous), &self.challenges, self.questions.gatekeeper.roster())
+        ctx.decide(&asked, target, had_two_framings(session).then_some(ambiguous), &self.challenges, &*self.questions.gatekeeper)
     }
 
     async fn respond(&self, session: &mut Session, ctx: &mut Exchange, answer: Answer) -> Result<()> {

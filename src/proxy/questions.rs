@@ -48,7 +48,7 @@ impl Questions {
     /// The decision once more, by what was found out.
     fn again(&self, session: &Session, ctx: &mut Exchange) -> Routed {
         let request = session.req_header();
-        ctx.route(&request.method, &request.headers, self.gatekeeper.roster())
+        ctx.route(&request.method, &request.headers, &*self.gatekeeper)
     }
 
     async fn verify(&self, session: &Session, ctx: &mut Exchange, route: &Route, basic: &Basic) -> Result<(), Answer> {

@@ -10,18 +10,17 @@ use pingora_timeout::timeout;
 
 use super::exchange::Exchange;
 use crate::auth::entrant::{Entrant, Proof};
-use crate::auth::roster::Roster;
-use crate::state::{Route, State};
+use crate::auth::gatekeeper::Gatekeeper;
+use crate::state::Route;
 
 /// Requests that are over sooner are not looked at again, and others not more often.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The right by which a request goes on.
 pub(super) struct Guard {
-    roster: Arc<Roster>,
+    gatekeeper: Arc<dyn Gatekeeper>,
     entrant: Arc<Entrant>,
     route: Arc<Route>,
-    state: Arc<State>,
     looked: Instant,
 }
 
@@ -30,14 +29,14 @@ pub(super) struct Fallen;
 
 impl Guard {
     /// Of a request that a sign-in let in; `None`: nobody can take its right away.
-    pub(super) fn of(ctx: &Exchange, route: &Arc<Route>, roster: &Arc<Roster>) -> Option<Guard> {
+    pub(super) fn of(ctx: &Exchange, route: &Arc<Route>, gatekeeper: &Arc<dyn Gatekeeper>) -> Option<Guard> {
         let entrant = ctx.entrant.clone().filter(|entrant| matches!(entrant.proof, Proof::Session(_)))?;
-        Some(Guard { roster: roster.clone(), entrant, route: route.clone(), state: ctx.state.clone(), looked: ctx.began })
+        Some(Guard { gatekeeper: gatekeeper.clone(), entrant, route: route.clone(), looked: ctx.began })
     }
 
     /// By the session as it is now.
     fn stands(&self) -> bool {
-        self.roster.stands(&self.entrant, &self.route.access, &self.state.config.auth, Timestamp::now())
+        self.gatekeeper.stands(&self.entrant, &self.route.access, Timestamp::now())
     }
 
     /// For whoever sees its pieces pass.
