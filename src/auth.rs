@@ -1,16 +1,21 @@
 //! Who may pass a route: what its labels ask for, who somebody is, and the one decision about both. Access rules fail closed.
 
 pub mod accounts;
+pub mod browser;
+pub mod code;
 pub mod cookie;
 pub mod directory;
 pub mod entrance;
 pub mod entrant;
 pub mod form;
+pub mod gate;
 pub mod gatekeeper;
 pub mod identity;
 pub mod keys;
 mod label;
+pub mod page;
 pub mod passage;
+pub mod reception;
 pub mod register;
 pub mod reply;
 pub mod roster;

@@ -2,6 +2,7 @@
 //! Everything that decides is elsewhere; this file starts tasks, connects their channels and ends them in the right order.
 
 mod admission;
+mod census;
 mod certify;
 mod credentials;
 pub mod demo;
@@ -20,6 +21,7 @@ mod probes;
 mod program;
 mod publish;
 pub mod secrecy;
+mod signing;
 pub mod talk;
 mod terminate;
 mod view;
@@ -44,6 +46,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use crate::auth::gate::Gate;
 use crate::certificate;
 use crate::certificate::challenge::Challenges;
 use crate::config::{self, Config, DefaultCertificate, needs_restart};
@@ -75,6 +78,7 @@ use self::listener::{Acceptor, BindError};
 use self::ports::Ports;
 use self::program::Program;
 use self::publish::{Publisher, Sources};
+use self::signing::Signing;
 use self::view::View;
 use self::worker::Workers;
 
@@ -153,11 +157,11 @@ fn application(
     ledger: Arc<Ledger>,
     recorder: Arc<Recorder>,
     limits: Arc<Limits>,
-    challenges: Arc<Challenges>,
+    (challenges, gate): (Arc<Challenges>, Arc<Gate>),
     config: &Config,
 ) -> HttpProxy<Edge> {
     let conf = ServerConf { threads: 1, upstream_keepalive_pool_size: UPSTREAM_POOL, ..ServerConf::default() };
-    let mut proxy = http_proxy(&Arc::new(conf), Edge::new(live, ledger, recorder, limits, challenges));
+    let mut proxy = http_proxy(&Arc::new(conf), Edge::new(live, ledger, recorder, limits, challenges, gate));
     let mut options = HttpServerOptions::default();
     options.h2c = config.proxy.h2c;
     options.h2_idle_timeout = Some(config.proxy.keep_alive);
@@ -247,7 +251,9 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let files = given_files(&config, &mut tasks).await;
     let store = open_store(&config)?;
     let internal_root = internal_root(&config, &*store).await?;
-    let publisher = Publisher::new(config_receiver, sources, files.clone(), recorder.metrics.clone());
+    let signing = Signing::open(&config, store.clone(), &mut tasks).await?;
+    let gate = signing.gate.clone();
+    let publisher = Publisher::new(config_receiver, sources, files.clone(), signing.unknown(), recorder.metrics.clone());
     let limits = publisher.limits.clone();
     let ports = ports::first(&publisher.live.load(), &mut inherited);
     for (address, listener) in &ports {
@@ -277,7 +283,8 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let (mut workers, mut proxies) = (Workers::default(), Vec::new());
     for _ in 0..workers_wanted(&config) {
         let (live, ledger) = (publisher.live.clone(), publisher.ledger.clone());
-        let proxy = Arc::new(application(live.clone(), ledger.clone(), recorder.clone(), limits.clone(), challenges.clone(), &config));
+        let asked = (challenges.clone(), gate.clone());
+        let proxy = Arc::new(application(live.clone(), ledger.clone(), recorder.clone(), limits.clone(), asked, &config));
         proxies.push(proxy.clone());
         let lean = Lean::new(
             proxy,
@@ -286,6 +293,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
             recorder.clone(),
             limits.clone(),
             challenges.clone(),
+            gate.clone(),
             crowd.clone(),
             stopping.clone(),
             idle_end.clone(),
@@ -316,6 +324,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
             health,
             certificates: certifier.ledger(),
             store: store.clone(),
+            gate,
             connections: connections.clone(),
             admission: admission.clone(),
             runtimes: workers.runtimes().chain([tokio::runtime::Handle::current().metrics()]).collect(),
@@ -327,6 +336,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     tasks.spawn(probes::follow(publisher.live.clone(), publisher.ledger.clone(), publisher.swapped.subscribe()));
     tasks.spawn(credentials.follow(obtained, files, publisher.swapped.subscribe()));
     tasks.spawn(certifier.run(publisher.swapped.subscribe(), stopping.clone()));
+    signing.start(publisher.live.clone(), publisher.swapped.subscribe(), &mut tasks);
     let claimed = publisher.swapped.subscribe();
     let streams = Ports {
         conduit,

@@ -25,8 +25,11 @@ const PURE_CHILDREN: [&str; 8] = ["auth", "label", "config", "route", "upstream"
 /// Children of pure parents that act all the same, each for a reason: checks ask tasks over the network, certificates are asked of
 /// authorities, DNS servers and the file system.
 const ACTING_CHILDREN: &[(&str, &str)] = &[
+    ("auth", "gate"),
     ("auth", "keys"),
+    ("auth", "reception"),
     ("auth", "register"),
+    ("auth", "roster"),
     ("certificate", "account"),
     ("certificate", "acme"),
     ("certificate", "api"),

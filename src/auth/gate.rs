@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::code::UsedCodes;
 use super::directory::{Directory, Unavailable};
 use super::entrance::Entrance;
 use super::entrant::{Entrant, Proof};
@@ -68,6 +69,7 @@ pub struct Gate {
     pub(super) roster: Roster,
     directory: Option<Arc<dyn Directory>>,
     throttle: Throttle,
+    pub(super) codes: UsedCodes,
     places: Semaphore,
     counts: [AtomicU64; EVENTS.len()],
     /// 0: nobody has asked the directory yet; 1: it does not answer; 2: it does.
@@ -77,7 +79,15 @@ pub struct Gate {
 impl Gate {
     pub fn new(roster: Roster, directory: Option<Arc<dyn Directory>>) -> Gate {
         let counts = std::array::from_fn(|_| AtomicU64::new(0));
-        Gate { roster, directory, throttle: Throttle::default(), places: Semaphore::new(AT_ONCE), counts, answers: AtomicU8::new(0) }
+        Gate {
+            roster,
+            directory,
+            throttle: Throttle::default(),
+            codes: UsedCodes::default(),
+            places: Semaphore::new(AT_ONCE),
+            counts,
+            answers: AtomicU8::new(0),
+        }
     }
 
     /// Is this the password of that user of the directory? `browser`: the one in which somebody signed in before.
@@ -189,4 +199,27 @@ impl Gatekeeper for Gate {
 
 fn entrant(identity: Arc<Identity>, proof: Proof, caller: &Caller<'_>) -> Arc<Entrant> {
     Arc::new(Entrant { visitor: Arc::new(Visitor::new(identity, caller.auth)), proof, renewal: None })
+}
+
+#[derive(Debug, Default)]
+struct Throttle;
+type BrowserId = [u8; 16];
+struct Attempt {
+    account: String,
+    client: std::net::IpAddr,
+    browser: Option<BrowserId>,
+}
+struct Retry;
+impl Retry {
+    fn seconds(&self) -> u64 {
+        1
+    }
+}
+impl Throttle {
+    fn begin(&self, _a: &Attempt, _now: Timestamp) -> Result<(), Retry> {
+        Ok(())
+    }
+    fn succeeded(&self, _a: &Attempt, _now: Timestamp) {}
+    fn failed(&self, _a: &Attempt, _now: Timestamp) {}
+    fn given_up(&self, _a: &Attempt, _now: Timestamp) {}
 }

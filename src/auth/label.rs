@@ -58,6 +58,17 @@ impl Access {
         (!self.basic_auth.is_empty()).then_some("")
     }
 
+    pub fn has_own(&self, _user: &str) -> bool {
+        false
+    }
+    pub async fn own_user(
+        &self,
+        _user: &str,
+        _password: &super::identity::Password,
+    ) -> Result<Option<super::identity::Identity>, super::directory::Unavailable> {
+        Ok(None)
+    }
+
     /// Does anybody have to say who they are?
     pub fn asks(&self) -> bool {
         self.groups.is_some() || self.forward_auth.is_some() || !self.basic_auth.is_empty()

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::{HeaderMap, Method, StatusCode, Uri};
+use http::{HeaderMap, Method, StatusCode, Uri, header};
+use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use tokio::time::timeout;
 
@@ -73,7 +74,7 @@ impl Questions {
             query => format!("{}?{query}", ctx.path),
         };
         let destination = destination(ctx, &request.headers);
-        match visit(ctx, &request.method, &request.headers, &[], &destination) {
+        match visit(ctx, request, &[], &destination) {
             Some(visit) => Answer::Sign(Arc::new(self.gatekeeper.depart(&visit, &to))),
             None => Answer::Closed,
         }
@@ -89,7 +90,7 @@ impl Questions {
         };
         let request = session.req_header();
         let destination = destination(ctx, &request.headers);
-        match visit(ctx, &request.method, &request.headers, &body, &destination) {
+        match visit(ctx, request, &body, &destination) {
             Some(visit) => Answer::Sign(Arc::new(self.gatekeeper.receive(entrance, &visit).await)),
             None => Answer::Closed,
         }
@@ -102,7 +103,7 @@ async fn form(session: &mut Session) -> Result<BytesMut, Answer> {
     let read = async {
         while let Some(piece) = session.read_request_body().await? {
             if body.len() + piece.len() > LONGEST_FORM {
-                return pingora_error::Result::Ok(Err(Answer::TooLarge));
+                return Ok::<_, Box<pingora_error::Error>>(Err(Answer::TooLarge));
             }
             body.extend_from_slice(&piece);
         }
@@ -123,19 +124,31 @@ fn caller<'a>(ctx: &'a Exchange, headers: &'a HeaderMap) -> Option<Caller<'a>> {
 
 fn visit<'a>(
     ctx: &'a Exchange,
-    method: &'a Method,
-    headers: &'a HeaderMap,
+    request: &'a RequestHeader,
     body: &'a [u8],
     destination: &'a (dyn Fn(&str, &str) -> Option<Destination> + Sync),
 ) -> Option<Visit<'a>> {
     let origin = ctx.origin.as_ref()?;
+    let (method, headers) = (&request.method, &request.headers);
+    let host = || headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let authority_sent = request.uri.authority().map(|authority| authority.as_str()).or_else(host).unwrap_or_default();
     let config = &ctx.state.config;
     let home = config.auth.host.as_ref().map(|host| match config.https.listen.is_empty() {
         false => secure::https_url(config, host, "", ""),
         true => url(origin, host, "", ""),
     });
-    let base = url(origin, &ctx.host, "", "");
+    let base = format!("{}://{}", if origin.secure { "https" } else { "http" }, authority(authority_sent, &ctx.host));
     Some(Visit { caller: caller(ctx, headers)?, method, query: &ctx.query, body, base, home, destination })
+}
+
+/// The host with its port, as the client wrote them. What stands in a port's place and is none is dropped.
+fn authority(sent: &str, host: &str) -> String {
+    let port = sent
+        .rsplit_once(':')
+        .map(|(_, port)| port)
+        .filter(|port| port.parse::<u16>().is_ok() && port.bytes().all(|byte| byte.is_ascii_digit()));
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    port.filter(|_| !sent.ends_with(']')).map_or_else(|| host.clone(), |port| format!("{host}:{port}"))
 }
 
 /// What the client of `ctx` finds at a host and a path, if somebody has to sign in for it and the client may come in at all.

@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 use super::Recorder;
 use super::admission::Admission;
 use super::outlook;
+use crate::auth::gate::Gate;
 use crate::certificate::local;
 use crate::provider;
 use crate::proxy::clock;
@@ -34,6 +35,7 @@ pub struct View {
     pub admission: Arc<Admission>,
     pub certificates: Arc<outlook::Ledger>,
     pub store: Arc<dyn Store>,
+    pub gate: Arc<Gate>,
     /// Of the main runtime and of the workers'.
     pub runtimes: Vec<RuntimeMetrics>,
     /// Without an engine, the stack files are all there is to know, and they are always read.
@@ -86,6 +88,7 @@ impl View {
             limits: self.limits.now(),
             refused_retries: self.ledger.refused_retries(),
             certificates: self.certificates.now(),
+            signing: self.gate.now(),
         }
     }
 

