@@ -1,8 +1,13 @@
 //! Who may pass a route: what its labels ask for, who somebody is, and the one decision about both. Access rules fail closed.
 
+pub mod both;
 pub mod directory;
+pub mod file;
+pub mod hashing;
+pub mod htpasswd;
 pub mod identity;
 mod label;
+pub mod users;
 
 use std::net::IpAddr;
 
