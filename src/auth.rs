@@ -1,15 +1,19 @@
 //! Who may pass a route: what its labels ask for, who somebody is, and the one decision about both. Access rules fail closed.
 
 pub mod accounts;
+pub mod both;
 pub mod browser;
 pub mod code;
 pub mod cookie;
 pub mod directory;
 pub mod entrance;
 pub mod entrant;
+pub mod file;
 pub mod form;
 pub mod gate;
 pub mod gatekeeper;
+pub mod hashing;
+pub mod htpasswd;
 pub mod identity;
 pub mod keys;
 mod label;
@@ -22,6 +26,7 @@ pub mod roster;
 pub mod seal;
 pub mod session;
 pub mod target;
+pub mod users;
 pub mod verified;
 pub mod visitor;
 

@@ -17,6 +17,7 @@ use super::entrant::{Entrant, Proof};
 use jiff::Timestamp;
 
 use super::gatekeeper::{Caller, Denied, Gatekeeper, Visit};
+use super::hashing::Hashing;
 use super::identity::{Identity, folded};
 use super::label::Access;
 use super::passage::{Basic, Who};
@@ -68,6 +69,7 @@ const EVENTS: [(Event, &str); 10] = [
 pub struct Gate {
     pub(super) roster: Roster,
     directory: Option<Arc<dyn Directory>>,
+    hashing: Hashing,
     throttle: Throttle,
     pub(super) codes: UsedCodes,
     places: Semaphore,
@@ -77,11 +79,12 @@ pub struct Gate {
 }
 
 impl Gate {
-    pub fn new(roster: Roster, directory: Option<Arc<dyn Directory>>) -> Gate {
+    pub fn new(roster: Roster, directory: Option<Arc<dyn Directory>>, hashing: Hashing) -> Gate {
         let counts = std::array::from_fn(|_| AtomicU64::new(0));
         Gate {
             roster,
             directory,
+            hashing,
             throttle: Throttle::default(),
             codes: UsedCodes::default(),
             places: Semaphore::new(AT_ONCE),
@@ -167,12 +170,13 @@ impl Gatekeeper for Gate {
     fn verify<'a>(&'a self, caller: &'a Caller<'a>, access: &'a Access, basic: &'a Basic) -> BoxFuture<'a, Result<Arc<Entrant>, Denied>> {
         async move {
             let remember = caller.auth.basic_cache;
-            let own = access.realm().filter(|_| access.groups.is_none() || access.has_own(&basic.user));
+            let own = access.realm.filter(|_| access.groups.is_none() || access.has_own(&basic.user));
             if let Some(realm) = own {
                 // A user of the route's own; other names may be the directory's.
-                match self.attempt(caller, basic, None, access.own_user(&basic.user, &basic.password)).await {
+                match self.attempt(caller, basic, None, self.hashing.verify(access.basic_auth.clone(), &basic.user, &basic.password)).await
+                {
                     Ok(identity) => {
-                        self.roster.verified.put(realm, &basic.user, &basic.password, identity.clone(), remember);
+                        self.roster.verified.put(&realm, &basic.user, &basic.password, identity.clone(), remember);
                         self.note(Event::Verified, caller, &basic.user);
                         return Ok(entrant(identity, Proof::Local, caller));
                     }

@@ -1,12 +1,14 @@
 //! What the access labels of a route ask for, typed. Whatever cannot be read closes the route.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::diagnostic::{Diagnostic, Place, brief, nearest};
 use crate::label::{Key, RouteSpec, Value, network, path};
 
+use super::htpasswd::{Line, Refusal, realm};
 use super::identity::folded;
 
 /// The keys of this feature; all of them guard.
@@ -46,27 +48,19 @@ pub struct Access {
     pub allow: Vec<IpNet>,
     /// URL of the authorizer that is asked about each request.
     pub forward_auth: Option<String>,
-    /// htpasswd lines, `user:hash`.
-    pub basic_auth: Vec<String>,
+    /// Users of this route alone; never two of one name.
+    pub basic_auth: Arc<[Line]>,
+    /// What tells their credentials from those of other users; `None`: there are none.
+    pub realm: Option<[u8; 32]>,
     /// The route must not serve: why (a label that could not be read, a feature that is not there).
     pub closed: Option<String>,
 }
 
 impl Access {
-    /// What tells the route's own users from those of others; `None`: it has none.
-    pub fn realm(&self) -> Option<&str> {
-        (!self.basic_auth.is_empty()).then_some("")
-    }
-
-    pub fn has_own(&self, _user: &str) -> bool {
-        false
-    }
-    pub async fn own_user(
-        &self,
-        _user: &str,
-        _password: &super::identity::Password,
-    ) -> Result<Option<super::identity::Identity>, super::directory::Unavailable> {
-        Ok(None)
+    /// Is `user` one of the route's own?
+    pub fn has_own(&self, user: &str) -> bool {
+        let user = folded(user);
+        self.basic_auth.iter().any(|line| folded(&line.user) == user)
     }
 
     /// Does anybody have to say who they are?
@@ -94,7 +88,8 @@ pub fn parse(spec: &RouteSpec) -> (Access, Vec<Diagnostic>) {
         reader.access.forward_auth = reader.read(value, url);
     }
     if let Some(value) = spec.get("basic-auth") {
-        reader.access.basic_auth = value.lines().iter().filter_map(|line| reader.read(line, htpasswd)).collect();
+        reader.access.basic_auth = reader.users(value);
+        reader.access.realm = (!reader.access.basic_auth.is_empty()).then(|| realm(&reader.access.basic_auth));
     }
     reader.without_effect(spec);
     (reader.access, reader.findings)
@@ -160,6 +155,24 @@ impl Reader {
         Mode::default()
     }
 
+    fn users(&mut self, value: &Value) -> Arc<[Line]> {
+        let mut users = BTreeMap::new();
+        for line in value.lines() {
+            let Some(read) = self.read(&line, htpasswd) else { continue };
+            if read.hash.is_weak() {
+                let message =
+                    format!("the password of `{}` is hashed by apr1, which is guessed soon by whoever sees it", brief(&read.user));
+                let finding = Diagnostic::warning("weak-hash", message).at(secret(&line));
+                self.findings.push(finding.help("make the line with `htpasswd -nB USER`"));
+            }
+            if let Some(twice) = users.insert(folded(&read.user), read) {
+                let finding = Diagnostic::error("bad-basic-auth", format!("the user `{}` has two lines", brief(&twice.user)));
+                self.unreadable(&line, finding.at(secret(&line)).help("keep one of them"));
+            }
+        }
+        users.into_values().collect()
+    }
+
     fn unreadable(&mut self, value: &Value, finding: Diagnostic) {
         self.access.closed.get_or_insert_with(|| format!("`{}` could not be read", brief(&value.label)));
         self.findings.push(finding);
@@ -199,21 +212,23 @@ fn secret(value: &Value) -> Place {
     }
 }
 
-fn htpasswd(line: &Value) -> Result<String, Diagnostic> {
-    const HASHES: [&str; 5] = ["$2a$", "$2b$", "$2y$", "$argon2", "$apr1$"];
-    let (user, hash) = line.text.split_once(':').unwrap_or_default();
-    if !user.is_empty() && HASHES.iter().any(|begin| hash.starts_with(begin)) {
-        return Ok(line.text.clone());
-    }
-    let message = format!("the line of user `{}` is not `user:hash` with bcrypt, argon2 or apr1", brief(user));
-    Err(Diagnostic::error("bad-basic-auth", message).at(secret(line)).help(match hash.starts_with("$$") {
-        true => "Docker got every `$` twice: double them only in the stack file, where one level is taken away",
-        false => "make the line with `htpasswd -nB USER`",
-    }))
+fn htpasswd(line: &Value) -> Result<Line, Diagnostic> {
+    let user = line.text.split_once(':').unwrap_or_default().0;
+    Line::parse(&line.text).map_err(|why| {
+        let message = match why {
+            Refusal::Damaged(_) | Refusal::Costly(..) => format!("the line of user `{}` cannot be used: {why}", brief(user)),
+            _ => format!("the line of user `{}` is not `user:hash` with bcrypt, argon2 or apr1", brief(user)),
+        };
+        Diagnostic::error("bad-basic-auth", message).at(secret(line)).help(match why {
+            Refusal::Doubled => "Docker got every `$` twice: double them only in the stack file, where one level is taken away",
+            _ => "make the line with `htpasswd -nB USER`",
+        })
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::htpasswd::tests::{APR1, BCRYPT};
     use super::*;
     use crate::label::Dialect;
 
@@ -237,6 +252,9 @@ mod tests {
             ("auth-bypass", "hooks", "bad-path"),
             ("forward-auth", "auth.example.com", "bad-url"),
             ("basic-auth", "ada:secret", "bad-basic-auth"),
+            ("basic-auth", "ada:$2y$05$short", "bad-basic-auth"),
+            ("basic-auth", "ada:$2y$16$W1XwaGi59JVeDrAB0rc.u575ZQYyFeTWE2Qt2NLGqBb3bu.h4LvSa", "bad-basic-auth"),
+            ("basic-auth", &format!("ada:{BCRYPT}\nAda:{BCRYPT}"), "bad-basic-auth"),
             ("basic-auth", "secret", "bad-basic-auth"),
         ] {
             let (access, findings) = parse(&spec(&[(key, text)]));
@@ -276,13 +294,17 @@ mod tests {
     }
 
     #[test]
+    fn a_route_may_have_users_of_its_own() {
+        let (access, findings) = parse(&spec(&[("basic-auth", &format!("ada:{BCRYPT}\n\n bob:{APR1}"))]));
+        assert_eq!(access.basic_auth.iter().map(|line| line.user.as_str()).collect::<Vec<_>>(), ["ada", "bob"]);
+        assert_eq!(findings.iter().map(|finding| finding.code.as_str()).collect::<Vec<_>>(), ["weak-hash"]);
+        assert_eq!(access.closed, None);
+    }
+
+    #[test]
     fn findings_do_not_repeat_passwords() {
-        let (_, findings) = parse(&spec(&[(
-            "basic-auth",
-            "ada:hunter2
-bob:$2y$05$hash",
-        )]));
-        assert_eq!(findings.len(), 1);
+        let (_, findings) = parse(&spec(&[("basic-auth", "ada:hunter2\nbob:$2y$05$hash")]));
+        assert_eq!(findings.len(), 2);
         let shown = serde_json::to_string(&findings).expect("serializes") + &crate::diagnostic::render(&findings, false);
         assert!(!shown.contains("hunter2") && !shown.contains("$05$hash"), "{shown}");
     }

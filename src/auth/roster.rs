@@ -60,11 +60,11 @@ impl Roster {
 
     /// Who has these credentials, if they were verified lately.
     fn remembered(&self, access: &Access, basic: &Basic, caller: &Caller<'_>) -> Option<Arc<Entrant>> {
-        let known = |realm: &str, proof| {
+        let known = |realm: &[u8; 32], proof| {
             let identity = self.verified.get(realm, &basic.user, &basic.password)?;
             Some(Arc::new(Entrant { visitor: Arc::new(Visitor::new(identity, caller.auth)), proof, renewal: None }))
         };
-        let own = access.realm().and_then(|realm| known(realm, Proof::Local));
+        let own = access.realm.as_ref().and_then(|realm| known(realm, Proof::Local));
         own.or_else(|| access.groups.as_ref().and_then(|_| known(DIRECTORY, Proof::Credentials)))
     }
 
@@ -77,4 +77,4 @@ impl Roster {
 }
 
 /// The realm of credentials that the directory knows.
-pub const DIRECTORY: &str = "";
+pub const DIRECTORY: &[u8; 32] = &[0; 32];

@@ -1,6 +1,7 @@
 //! Signing in, put together: whoever knows users, the sessions in the store, and the tasks that keep both up to date.
 
 use std::collections::BTreeSet;
+use std::num::NonZero;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -8,8 +9,11 @@ use tokio::task::JoinSet;
 
 use super::Error;
 use super::census;
+use crate::auth::both::Both;
 use crate::auth::directory::Directory;
+use crate::auth::file::UsersFile;
 use crate::auth::gate::Gate;
+use crate::auth::hashing::Hashing;
 use crate::auth::keys::{Current, Schedule};
 use crate::auth::register::Register;
 use crate::auth::roster::Roster;
@@ -35,13 +39,15 @@ impl Signing {
     /// # Errors
     /// A file that the configuration names cannot be used.
     pub async fn open(config: &Config, store: Arc<dyn Store>, tasks: &mut JoinSet<()>) -> Result<Signing, Error> {
-        let directory = directory(config, tasks).await?;
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let hashing = Hashing::new(cores);
+        let directory = directory(config, hashing.clone(), tasks).await?;
         let limits = Limits::new(&config.auth, directory.as_ref().is_none_or(|directory| directory.looks_up()));
         let register = Arc::new(Register::open(store.clone(), limits).await);
         let schedule = Schedule { rotation: config.auth.key_rotation, lifetime: config.auth.session_lifetime };
         let keys = Arc::new(Current::open(store, schedule).await);
         let roster = Roster { register: register.clone(), keys: keys.clone(), verified: Verified::default() };
-        let gate = Arc::new(Gate::new(roster, directory.clone()));
+        let gate = Arc::new(Gate::new(roster, directory.clone(), hashing));
         Ok(Signing { gate, directory, register, keys, unknown: watch::Sender::default() })
     }
 
@@ -61,6 +67,18 @@ impl Signing {
 }
 
 /// Whoever knows users: the file, then the directory server.
-async fn directory(_config: &Config, _tasks: &mut JoinSet<()>) -> Result<Option<Arc<dyn Directory>>, Error> {
-    Ok(None)
+async fn directory(config: &Config, hashing: Hashing, tasks: &mut JoinSet<()>) -> Result<Option<Arc<dyn Directory>>, Error> {
+    let file: Option<Arc<dyn Directory>> = match &config.auth.users {
+        Some(path) => {
+            let (file, follower) = UsersFile::open(path.clone(), hashing).await;
+            tasks.spawn(follower.run());
+            Some(file)
+        }
+        None => None,
+    };
+    let server: Option<Arc<dyn Directory>> = None;
+    Ok(match (file, server) {
+        (None, None) => None,
+        (file, server) => Some(Arc::new(Both::new(file, server))),
+    })
 }
