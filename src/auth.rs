@@ -1,6 +1,8 @@
 //! Who may pass a route: what its labels ask for, who somebody is, and the one decision about both. Access rules fail closed.
 
 pub mod accounts;
+pub mod browser;
+pub mod code;
 pub mod cookie;
 pub mod directory;
 pub mod form;
@@ -11,6 +13,7 @@ pub mod register;
 pub mod seal;
 pub mod session;
 pub mod target;
+pub mod token;
 
 use std::net::IpAddr;
 
