@@ -12,6 +12,8 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 
 use super::seal::{KEY_BYTES, Keys, Ring};
+use super::token::{KEY_LIFETIME, Signer};
+use crate::config::Auth;
 use crate::store::{self, Error, Store, Unusable, Version};
 
 /// Keys are looked at so often: one may have become old, or ready.
@@ -47,6 +49,15 @@ impl Made for Ring {
     }
 }
 
+impl Made for Signer {
+    const KEY: &'static str = "auth/signing";
+    const WHAT: &'static str = "the keys of tokens for upstreams";
+
+    fn make(keys: &Keys, now: Timestamp) -> Option<Signer> {
+        Signer::new(keys, now)
+    }
+}
+
 /// When keys are replaced and dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
@@ -54,6 +65,18 @@ pub struct Schedule {
     pub rotation: Duration,
     /// What was made with a key lives no longer than this.
     pub lifetime: Duration,
+}
+
+impl Schedule {
+    /// Of the keys of cookies.
+    pub fn of_cookies(auth: &Auth) -> Schedule {
+        Schedule { rotation: auth.key_rotation, lifetime: auth.session_lifetime }
+    }
+
+    /// Of the keys of tokens for upstreams.
+    pub fn of_tokens(auth: &Auth) -> Schedule {
+        Schedule { rotation: auth.key_rotation, lifetime: KEY_LIFETIME }
+    }
 }
 
 /// The keys of the store, ready for use by everybody at any time.

@@ -285,3 +285,164 @@ impl Register {
 
 const LIVES_ON: &str = "the store still has a session that was ended: it would live again if this process ended now; trying on";
 const UNSEEN: &str = "what another process did with an account is not seen";
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use futures_util::future::BoxFuture;
+
+    use super::super::identity::Password;
+    use super::*;
+    use crate::store::keyed::Keyed;
+    use crate::store::memory::Memory;
+
+    const WAIT: Duration = Duration::from_secs(20);
+
+    /// A directory whose answers a test changes.
+    #[derive(Debug, Default)]
+    struct Staff(Mutex<Option<Result<Vec<String>, Unavailable>>>);
+
+    impl Staff {
+        fn says(&self, answer: Option<Result<&[&str], &str>>) {
+            let groups = |groups: &[&str]| groups.iter().map(|group| (*group).to_owned()).collect();
+            let answer = answer.map(|answer| answer.map(groups).map_err(|why| Unavailable(why.to_owned())));
+            *self.0.lock().expect("no panic") = answer;
+        }
+    }
+
+    impl Directory for Staff {
+        fn verify<'a>(&'a self, _: &'a str, _: &'a Password) -> BoxFuture<'a, Result<Option<Identity>, Unavailable>> {
+            Box::pin(async { Ok(None) })
+        }
+
+        fn look_up<'a>(&'a self, user: &'a str) -> BoxFuture<'a, Result<Option<Identity>, Unavailable>> {
+            let answer = self.0.lock().expect("no panic").clone();
+            Box::pin(async move { answer.map(|answer| answer.map(|groups| Identity::new(user, groups))).transpose() })
+        }
+
+        fn known<'a>(&'a self, groups: &'a BTreeSet<String>) -> BoxFuture<'a, Result<BTreeSet<String>, Unavailable>> {
+            Box::pin(async { Ok(groups.clone()) })
+        }
+    }
+
+    fn limits() -> Limits {
+        Limits { recheck: Duration::from_secs(1), ..Limits::new(&crate::config::Auth::default(), true) }
+    }
+
+    async fn register(store: &Arc<dyn Store>) -> Arc<Register> {
+        Arc::new(Register::open(Arc::clone(store), limits()).await)
+    }
+
+    fn memory() -> Arc<dyn Store> {
+        Arc::new(Memory::default())
+    }
+
+    async fn sign_in(register: &Register, user: &str, number: u8) -> Token {
+        register.sign_in(Identity::new(user, ["staff".to_owned()]), Timestamp::now(), [number; 16]).await.expect("signed in")
+    }
+
+    fn is_alive(register: &Register, token: &Token) -> bool {
+        register.find(token.clone(), Timestamp::now()).is_some()
+    }
+
+    async fn until(what: &str, mut done: impl FnMut() -> bool) {
+        let turns = async {
+            while !done() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(WAIT, turns).await.unwrap_or_else(|_| panic!("never: {what}"));
+    }
+
+    fn follow(register: &Arc<Register>, directory: &Arc<Staff>) -> tokio::task::JoinHandle<()> {
+        let (register, directory) = (Arc::clone(register), Arc::clone(directory));
+        tokio::spawn(async move { register.follow(directory).await })
+    }
+
+    #[tokio::test]
+    async fn sessions_outlive_a_process() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let open = || -> Arc<dyn Store> { Arc::new(Keyed::open(folder.path()).expect("a store").0) };
+        let before = register(&open()).await;
+        let (one, two) = (sign_in(&before, "Ada", 1).await, sign_in(&before, "Ada", 2).await);
+        before.sign_out("ada", one.session).await;
+        drop(before);
+        let after = register(&open()).await;
+        assert!(!is_alive(&after, &one) && is_alive(&after, &two));
+        assert_eq!(after.sign_out_everywhere("ada").await, 1);
+        assert!(open().list(PREFIX).await.expect("listed").is_empty(), "nothing is kept of whoever signed out");
+    }
+
+    #[tokio::test]
+    async fn a_sign_out_in_one_process_counts_in_the_other() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let open = || -> Arc<dyn Store> { Arc::new(Keyed::open(folder.path()).expect("a store").0) };
+        let (here, there, staff) = (register(&open()).await, register(&open()).await, Arc::new(Staff::default()));
+        staff.says(Some(Ok(&["staff"])));
+        let following = [follow(&here, &staff), follow(&there, &staff)];
+        let token = sign_in(&here, "ada", 1).await;
+        until("the other process knows of the sign-in", || is_alive(&there, &token)).await;
+        let held = there.find(token.clone(), Timestamp::now()).expect("alive");
+        here.sign_out("ada", token.session).await;
+        assert!(!is_alive(&here, &token), "at once");
+        timeout(WAIT, held.changed()).await.expect("an open connection hears of it");
+        assert!(there.again(&held, Timestamp::now()).is_none());
+        following.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    #[tokio::test]
+    async fn what_the_directory_says_counts_while_somebody_is_signed_in() {
+        let (store, staff) = (memory(), Arc::new(Staff::default()));
+        let register = register(&store).await;
+        let token = sign_in(&register, "ada", 1).await;
+        staff.says(Some(Err("nobody answers")));
+        let following = follow(&register, &staff);
+        until("the failure is reported", || register.failure().is_some()).await;
+        assert!(is_alive(&register, &token), "nothing ends because the directory is down");
+        staff.says(Some(Ok(&["staff", "boss"])));
+        let groups = || register.find(token.clone(), Timestamp::now()).is_some_and(|live| live.identity().belongs("boss"));
+        until("a new group is taken over", groups).await;
+        assert!(register.failure().is_none());
+        staff.says(None);
+        until("whoever is gone is signed out", || !is_alive(&register, &token)).await;
+        until("in the store too", || register.known().is_empty()).await;
+        assert!(store.list(PREFIX).await.expect("listed").is_empty());
+        following.abort();
+    }
+
+    #[tokio::test]
+    async fn a_broken_value_is_nobodys_session() {
+        let store = memory();
+        let token = sign_in(&*register(&store).await, "ada", 1).await;
+        let entry = store.get(&key("ada")).await.expect("read").expect("kept");
+        store.put(&key("eve"), &entry.value, None).await.expect("written");
+        store.put(&key("bob"), b"{", None).await.expect("written");
+        let next = register(&store).await;
+        assert_eq!(next.accounts().count(), (1, 1));
+        assert!(is_alive(&next, &token));
+        let bob = sign_in(&next, "bob", 2).await;
+        assert!(is_alive(&*register(&store).await, &bob), "it is written over");
+    }
+
+    #[tokio::test]
+    async fn a_store_that_cannot_be_written_keeps_nobody_out() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let store: Arc<dyn Store> = Arc::new(Keyed::open(folder.path()).expect("a store").0);
+        let (register, staff) = (register(&store).await, Arc::new(Staff::default()));
+        staff.says(Some(Ok(&["staff"])));
+        let (path, aside) = (folder.path().join("store"), folder.path().join("aside"));
+        std::fs::rename(&path, &aside).expect("moved");
+        std::fs::write(&path, "no directory").expect("written");
+        let (one, two) = (sign_in(&register, "ada", 1).await, sign_in(&register, "ada", 2).await);
+        register.sign_out("ada", one.session).await;
+        assert!(!is_alive(&register, &one) && is_alive(&register, &two));
+        std::fs::remove_file(&path).expect("removed");
+        std::fs::rename(&aside, &path).expect("moved back");
+        let following = follow(&register, &staff);
+        until("it is written once it can be", || register.accounts.behind(&limits(), 1).is_empty()).await;
+        following.abort();
+        let next = Register::open(store, limits()).await;
+        assert!(!is_alive(&next, &one) && is_alive(&next, &two));
+    }
+}
