@@ -104,18 +104,20 @@ pub enum Question {
     Entrance(Entrance),
 }
 
+/// What is seen of a request.
+#[derive(Clone, Copy)]
+pub struct Seen<'a> {
+    pub head: &'a Head<'a>,
+    pub origin: &'a Origin,
+    pub handshake: Option<&'a Handshake>,
+    pub now: Timestamp,
+}
+
 /// The way of one request from its head to a route or an answer. Order matters: access is decided before anything
 /// of the route shows, redirects come before the upstream is chosen, and nobody is asked for a password in clear where the route is for
 /// HTTPS. `proved` is what was found out since the head was first looked at; `who` says who sends it, as far as that is known.
-pub fn route(
-    state: &State,
-    head: &Head<'_>,
-    origin: &Origin,
-    handshake: Option<&Handshake>,
-    now: Timestamp,
-    proved: &Proved,
-    who: impl FnOnce(&Route) -> Who,
-) -> Routed {
+pub fn route(state: &State, seen: &Seen<'_>, proved: &Proved, who: impl FnOnce(&Route) -> Who) -> Routed {
+    let Seen { head, origin, handshake, now } = *seen;
     if let Some(routed) = entrance(state, head, origin, handshake) {
         return routed;
     }

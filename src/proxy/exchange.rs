@@ -19,7 +19,7 @@ use super::standing::Guard;
 use super::stream::PerConnection;
 use super::trace::SERVER_TIMING;
 use super::transform::Transform;
-use super::{HeadSize, Routed};
+use super::{HeadSize, Routed, Seen};
 use crate::auth::entrance;
 use crate::auth::entrant::Entrant;
 use crate::auth::gatekeeper::{Caller, Gatekeeper};
@@ -178,7 +178,8 @@ impl Exchange {
         let (client, secure, auth) = (origin.client, origin.secure, &self.state.config.auth);
         let caller = Caller { client, host: &self.host, secure, headers, now: self.at, auth };
         let who = |route: &Route| gatekeeper.who(&caller, &route.access);
-        let routed = super::route(&self.state, &head, origin, self.handshake(), self.at, &self.proved, who);
+        let seen = Seen { head: &head, origin, handshake: self.handshake(), now: self.at };
+        let routed = super::route(&self.state, &seen, &self.proved, who);
         if let Routed::Forward(_, entrant) = &routed {
             self.entrant = entrant.clone();
         }

@@ -341,6 +341,7 @@ mod tests {
             trace: None,
             client: None,
             secure: false,
+            user: None,
             method,
             host: "",
             path: "",
