@@ -533,6 +533,10 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let exporter = |otlp: &Otlp| (otlp.endpoint.clone(), otlp.service_name.clone(), otlp.headers_file.clone());
     note(exporter(&old.otlp) != exporter(&new.otlp), "otlp");
     note(old.auth.users != new.auth.users, "auth.users");
+    note(old.auth.session_idle != new.auth.session_idle, "auth.session-idle");
+    note(old.auth.session_lifetime != new.auth.session_lifetime, "auth.session-lifetime");
+    note(old.auth.recheck != new.auth.recheck, "auth.recheck");
+    note(old.auth.key_rotation != new.auth.key_rotation, "auth.key-rotation");
     note(old.ldap != new.ldap, "ldap");
     note(old.dns != new.dns, "dns");
     note(old.acme != new.acme, "acme");

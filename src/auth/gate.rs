@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::code::UsedCodes;
 use super::directory::{Directory, Unavailable};
@@ -20,10 +20,11 @@ use super::gatekeeper::{Caller, Denied, Gatekeeper, Visit};
 use super::hashing::Hashing;
 use super::identity::{Identity, folded};
 use super::label::Access;
-use super::passage::{Basic, Who};
+use super::passage::{Basic, Who, may_enter};
 use super::reply::Reply;
 use super::roster::{DIRECTORY, Roster};
 use super::visitor::Visitor;
+use crate::config::Auth;
 use crate::diagnostic::brief;
 use crate::telemetry::signing::SigningNow;
 
@@ -116,6 +117,7 @@ impl Gate {
             Ok(Ok(_place)) => asking.await,
             _ => Err(Unavailable("too many sign-ins are under way".to_owned())),
         };
+        self.answers.store(if answer.is_ok() { 2 } else { 1 }, Ordering::Relaxed);
         match answer {
             Ok(Some(identity)) => {
                 self.throttle.succeeded(&attempt, caller.now);
@@ -131,6 +133,22 @@ impl Gate {
                 self.note(Event::Unavailable, caller, &basic.user);
                 tracing::error!(%error, "nobody could say whether a password is right");
                 Err(Denied::Unavailable)
+            }
+        }
+    }
+
+    /// Ends once the directory does not have `identity` in a group any more that may enter.
+    async fn left(&self, identity: &Identity, access: &Access, auth: &Auth) {
+        let Some(directory) = self.directory.as_ref().filter(|directory| directory.looks_up()) else {
+            // Nobody can say whether they are still a member.
+            return sleep(auth.recheck).await;
+        };
+        loop {
+            sleep(auth.recheck).await;
+            match directory.look_up(&identity.user).await {
+                Ok(Some(identity)) if may_enter(access, &identity) => {}
+                Ok(_) => return,
+                Err(error) => tracing::debug!(%error, "it is not known whether somebody is still a member"),
             }
         }
     }
@@ -154,7 +172,9 @@ impl Gate {
     pub fn now(&self) -> SigningNow {
         let results = EVENTS.iter().zip(&self.counts).map(|((_, result), count)| (*result, count.load(Ordering::Relaxed))).collect();
         let (accounts, sessions) = self.roster.register.accounts().count();
-        SigningNow { results, accounts: accounts as u64, sessions: sessions as u64, ..SigningNow::default() }
+        let asked = self.answers.load(Ordering::Relaxed);
+        let directory = self.directory.is_some().then(|| asked != 1 && self.roster.register.failure().is_none());
+        SigningNow { results, accounts: accounts as u64, sessions: sessions as u64, directory, servers: Vec::new() }
     }
 }
 
@@ -163,8 +183,16 @@ impl Gatekeeper for Gate {
         self.roster.who(caller, access)
     }
 
-    fn stands(&self, entrant: &Entrant, access: &Access, now: Timestamp) -> bool {
-        self.roster.stands(entrant, access, now)
+    fn outlasted<'a>(&'a self, entrant: &'a Entrant, access: &'a Access, auth: &'a Auth) -> BoxFuture<'a, ()> {
+        async move {
+            match &entrant.proof {
+                Proof::Session(live) => self.roster.outlasted(live, access).await,
+                Proof::Credentials => self.left(&entrant.visitor.identity, access, auth).await,
+                // Of a change of labels they are not told, and nothing else takes their right away.
+                Proof::Local | Proof::Authorizer => std::future::pending().await,
+            }
+        }
+        .boxed()
     }
 
     fn verify<'a>(&'a self, caller: &'a Caller<'a>, access: &'a Access, basic: &'a Basic) -> BoxFuture<'a, Result<Arc<Entrant>, Denied>> {

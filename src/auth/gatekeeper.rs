@@ -66,8 +66,8 @@ pub trait Gatekeeper: fmt::Debug + Send + Sync {
     /// for nothing.
     fn who(&self, caller: &Caller<'_>, access: &Access) -> Who;
 
-    /// May whoever was let in to `access` as `entrant` still be there?
-    fn stands(&self, entrant: &Entrant, access: &Access, now: Timestamp) -> bool;
+    /// Ends once whoever was let in to `access` as `entrant` may not be there any more.
+    fn outlasted<'a>(&'a self, entrant: &'a Entrant, access: &'a Access, auth: &'a Auth) -> BoxFuture<'a, ()>;
 
     /// Are these credentials right, for a route with `access`?
     fn verify<'a>(&'a self, caller: &'a Caller<'a>, access: &'a Access, basic: &'a Basic) -> BoxFuture<'a, Result<Arc<Entrant>, Denied>>;

@@ -1,9 +1,11 @@
 //! Who is signed in: the sessions, and credentials that were right a moment ago. Requests are recognised by it without asking anybody.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderValue;
 use jiff::Timestamp;
+use tokio::time::{sleep, timeout};
 
 use super::accounts::Live;
 use super::cookie::Cookie;
@@ -68,13 +70,26 @@ impl Roster {
         own.or_else(|| access.groups.as_ref().and_then(|_| known(DIRECTORY, Proof::Credentials)))
     }
 
-    /// May whoever was let in to `access` as `entrant` still be there?
-    pub(super) fn stands(&self, entrant: &Entrant, access: &Access, now: Timestamp) -> bool {
-        let Proof::Session(live) = &entrant.proof else { return true };
-        let Some(live) = self.register.again(live, now) else { return false };
-        Arc::ptr_eq(live.identity(), &entrant.visitor.identity) || may_enter(access, live.identity())
+    /// May the session that let `live` in to `access` go on there?
+    fn stands(&self, live: &Live, access: &Access) -> bool {
+        self.register.again(live, Timestamp::now()).is_some_and(|live| may_enter(access, live.identity()))
+    }
+
+    /// Ends once it may not.
+    pub(super) async fn outlasted(&self, live: &Live, access: &Access) {
+        while self.stands(live, access) {
+            let left = live.ends.duration_since(Timestamp::now()).try_into().unwrap_or(Duration::ZERO);
+            // Either way it is looked at again. A change that leaves the right stays told, hence the pause.
+            _ = timeout(Duration::max(left, PAUSE), live.changed()).await;
+            if self.stands(live, access) {
+                sleep(PAUSE).await;
+            }
+        }
     }
 }
+
+/// Between two looks at a session that goes on.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The realm of credentials that the directory knows.
 pub const DIRECTORY: &[u8; 32] = &[0; 32];

@@ -40,10 +40,15 @@ impl Running {
 }
 
 /// Our own descriptor of the socket, so that its number cannot be somebody else's by the time the timer fires.
-struct Socket(RawFd);
+pub(super) struct Socket(RawFd);
 
 impl Socket {
-    fn shut_down(&self) {
+    /// `None` when the process is out of descriptors.
+    pub(super) fn of(socket: RawFd) -> Option<Socket> {
+        dup(socket).ok().map(Socket)
+    }
+
+    pub(super) fn shut_down(&self) {
         // It fails only where the connection is closed already, which is what was wanted.
         let _ = shutdown(self.0, Shutdown::Both);
     }
@@ -60,7 +65,7 @@ impl Drop for Socket {
 impl Deadline {
     /// Starts the timer. `None` when the process is out of descriptors; pingora's read timeout then bounds the wait alone.
     pub fn arm(socket: RawFd, after: Duration) -> Option<Deadline> {
-        let socket = Socket(dup(socket).ok()?);
+        let socket = Socket::of(socket)?;
         let state = Arc::new(Running { began: Instant::now(), until: AtomicU64::new(0), fired: AtomicBool::new(false) });
         state.allow(after);
         let running = state.clone();

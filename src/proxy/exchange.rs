@@ -15,7 +15,7 @@ use super::deadline::Deadline;
 use super::forwarded::{self, Origin};
 use super::handshake::Handshake;
 use super::head::{Target, unknown_connection};
-use super::standing::Guard;
+use super::standing::{Guard, Watch};
 use super::stream::PerConnection;
 use super::trace::SERVER_TIMING;
 use super::transform::Transform;
@@ -66,8 +66,10 @@ pub struct Exchange {
     pub(super) entrant: Option<Arc<Entrant>>,
     /// What was found out of the request since its head was looked at.
     pub(super) proved: Proved,
-    /// The right by which it goes on, where that can be lost.
+    /// The right by which it goes on, where that can be lost,
     pub(super) guard: Option<Guard>,
+    /// and whoever watches over it.
+    pub(super) watch: Option<Watch>,
     pub(super) backend: Option<Backend>,
     pub(super) in_flight: Option<InFlight>,
     pub(super) tried: Vec<Arc<str>>,
@@ -117,6 +119,7 @@ impl Exchange {
             entrant: None,
             proved: Proved::default(),
             guard: None,
+            watch: None,
             backend: None,
             in_flight: None,
             tried: Vec::new(),
@@ -242,6 +245,15 @@ impl Exchange {
             Action::Forward { pool, timeouts, retries } => Some((pool, timeouts, retries)),
             Action::RedirectHost(_) => None,
         }
+    }
+
+    /// Did whoever sent it lose the right to go on?
+    pub(super) fn has_fallen(&mut self) -> bool {
+        let fallen = self.watch.as_ref().is_some_and(Watch::has_fallen);
+        if fallen {
+            self.failure = Some("the session ended".to_owned());
+        }
+        fallen
     }
 
     /// Did a time limit end the upstream connection?

@@ -19,7 +19,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use super::answer::Answer;
 use super::attempt::{Retry, Sending};
 use super::authority::vouch;
-use super::deadline::Deadline;
+use super::deadline::{Deadline, Socket};
 use super::dial::announce;
 use super::exchange::{Asked, Edit, Exchange, record};
 use super::fetch::Fetch;
@@ -182,7 +182,12 @@ impl ProxyHttp for Edge {
         ctx: &mut Exchange,
     ) -> Result<()> {
         // An HTTP/2 connection carries other requests too: there the read timeout is all there is.
-        if ctx.backend.as_ref().is_some_and(|backend| matches!(backend.scheme, Scheme::Http | Scheme::Https)) {
+        let alone = ctx.backend.as_ref().is_some_and(|backend| matches!(backend.scheme, Scheme::Http | Scheme::Https));
+        if let Some(guard) = ctx.guard.clone() {
+            let own = if alone { Socket::of(socket) } else { None };
+            ctx.watch = Some(guard.watched(move || own.iter().for_each(Socket::shut_down)));
+        }
+        if alone {
             ctx.arm_deadlines(socket);
             if session.is_http2() && !session.is_body_done() {
                 ctx.await_body(socket);
@@ -239,8 +244,7 @@ impl ProxyHttp for Edge {
             Some(deadline) => deadline.extend(),
             None => {}
         }
-        if ctx.guard.as_mut().is_some_and(|guard| !guard.still_stands()) {
-            ctx.failure = Some("the session ended".to_owned());
+        if ctx.has_fallen() {
             return Err(Error::explain(ErrorType::HTTPStatus(401), "the session ended").into_down());
         }
         // What flows after a 101 is no body.
@@ -300,8 +304,7 @@ impl ProxyHttp for Edge {
         if (end && ctx.out_of_time()) || late {
             return Err(Error::new_up(ErrorType::ReadTimedout));
         }
-        if ctx.guard.as_mut().is_some_and(|guard| !guard.still_stands()) {
-            ctx.failure = Some("the session ended".to_owned());
+        if ctx.has_fallen() {
             return Err(Error::explain(ErrorType::HTTPStatus(401), "the session ended").into_down());
         }
         ctx.transform.response_body(body, end)?;

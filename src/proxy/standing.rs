@@ -1,27 +1,29 @@
-//! Requests that last: whoever was let in may lose that right meanwhile, and then what still flows is cut. Short requests pay nothing
-//! for it.
+//! Requests that last: whoever was let in may lose that right meanwhile, and then what still flows is cut. Short requests pay next to
+//! nothing for it.
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use jiff::Timestamp;
 use pingora_timeout::timeout;
+use tokio::task::AbortHandle;
 
 use super::exchange::Exchange;
 use crate::auth::entrant::{Entrant, Proof};
 use crate::auth::gatekeeper::Gatekeeper;
-use crate::state::Route;
+use crate::state::{Route, State};
 
-/// Requests that are over sooner are not looked at again, and others not more often.
-const LOOK: Duration = Duration::from_secs(1);
+/// Requests that are over sooner are not looked at again.
+const BRIEF: Duration = Duration::from_secs(1);
 
 /// The right by which a request goes on.
+#[derive(Clone)]
 pub(super) struct Guard {
     gatekeeper: Arc<dyn Gatekeeper>,
     entrant: Arc<Entrant>,
     route: Arc<Route>,
-    looked: Instant,
+    state: Arc<State>,
 }
 
 /// It is gone.
@@ -30,33 +32,44 @@ pub(super) struct Fallen;
 impl Guard {
     /// Of a request that a sign-in let in; `None`: nobody can take its right away.
     pub(super) fn of(ctx: &Exchange, route: &Arc<Route>, gatekeeper: &Arc<dyn Gatekeeper>) -> Option<Guard> {
-        let entrant = ctx.entrant.clone().filter(|entrant| matches!(entrant.proof, Proof::Session(_)))?;
-        Some(Guard { gatekeeper: gatekeeper.clone(), entrant, route: route.clone(), looked: ctx.began })
-    }
-
-    /// By the session as it is now.
-    fn stands(&self) -> bool {
-        self.gatekeeper.stands(&self.entrant, &self.route.access, Timestamp::now())
-    }
-
-    /// For whoever sees its pieces pass.
-    pub(super) fn still_stands(&mut self) -> bool {
-        if self.looked.elapsed() < LOOK {
-            return true;
-        }
-        self.looked = Instant::now();
-        self.stands()
+        let entrant = ctx.entrant.clone().filter(|entrant| matches!(entrant.proof, Proof::Session(_) | Proof::Credentials))?;
+        Some(Guard { gatekeeper: gatekeeper.clone(), entrant, route: route.clone(), state: ctx.state.clone() })
     }
 
     /// Ends once the right is gone.
     async fn fallen(&self) {
-        while self.stands() {
-            let Proof::Session(live) = &self.entrant.proof else { return std::future::pending().await };
-            let left = live.ends.duration_since(Timestamp::now()).try_into().unwrap_or(Duration::ZERO);
-            // Either way it is looked at again. A change that leaves the right stays told, hence the pause.
-            _ = tokio::time::timeout(Duration::max(left, LOOK), live.changed()).await;
-            tokio::time::sleep(LOOK).await;
-        }
+        self.gatekeeper.outlasted(&self.entrant, &self.route.access, &self.state.config.auth).await;
+    }
+
+    /// For whoever only sees pieces pass: tells of the fall, and calls `on_fall` then.
+    pub(super) fn watched(self, on_fall: impl FnOnce() + Send + 'static) -> Watch {
+        let fallen = Arc::new(AtomicBool::new(false));
+        let told = fallen.clone();
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(BRIEF).await;
+            self.fallen().await;
+            told.store(true, Ordering::Release);
+            on_fall();
+        });
+        Watch { fallen, task: task.abort_handle() }
+    }
+}
+
+/// Watches over one request's right until it is dropped.
+pub(super) struct Watch {
+    fallen: Arc<AtomicBool>,
+    task: AbortHandle,
+}
+
+impl Watch {
+    pub(super) fn has_fallen(&self) -> bool {
+        self.fallen.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -67,7 +80,7 @@ impl Guard {
 pub(super) async fn while_it_stands<T>(guard: Option<&Guard>, flow: impl Future<Output = T>) -> Result<T, Fallen> {
     let Some(guard) = guard else { return Ok(flow.await) };
     let mut flow = pin!(flow);
-    if let Ok(done) = timeout(LOOK, &mut flow).await {
+    if let Ok(done) = timeout(BRIEF, &mut flow).await {
         return Ok(done);
     }
     tokio::select! {
