@@ -7,7 +7,9 @@ pub mod hashing;
 pub mod htpasswd;
 pub mod identity;
 mod label;
+pub mod throttle;
 pub mod users;
+pub mod verified;
 
 use std::net::IpAddr;
 

@@ -22,11 +22,12 @@ const ASSEMBLERS: [&str; 4] = ["main", "cli", "server", "lib"];
 /// Children that are pure although they are children: grammars, formats, parts of a decision.
 const PURE_CHILDREN: [&str; 8] = ["auth", "label", "config", "route", "upstream", "traffic", "state", "certificate"];
 
-/// Children of pure parents that act all the same, each for a reason: users are read from files, passwords hashed aside, checks ask tasks over the network, certificates are asked of
+/// Children of pure parents that act all the same, each for a reason: users are read from files, passwords hashed aside, a cache has its clock, checks ask tasks over the network, certificates are asked of
 /// authorities, DNS servers and the file system.
 const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("auth", "file"),
     ("auth", "hashing"),
+    ("auth", "verified"),
     ("certificate", "account"),
     ("certificate", "acme"),
     ("certificate", "api"),
