@@ -26,6 +26,7 @@ pub mod roster;
 pub mod seal;
 pub mod session;
 pub mod target;
+pub mod throttle;
 pub mod token;
 pub mod users;
 pub mod verified;

@@ -536,6 +536,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     note(old.auth.session_idle != new.auth.session_idle, "auth.session-idle");
     note(old.auth.session_lifetime != new.auth.session_lifetime, "auth.session-lifetime");
     note(old.auth.recheck != new.auth.recheck, "auth.recheck");
+    note(old.auth.basic_cache != new.auth.basic_cache, "auth.basic-cache");
     note(old.auth.key_rotation != new.auth.key_rotation, "auth.key-rotation");
     note(old.ldap != new.ldap, "ldap");
     note(old.dns != new.dns, "dns");

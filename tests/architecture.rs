@@ -24,6 +24,8 @@ const PURE_CHILDREN: [&str; 8] = ["auth", "label", "config", "route", "upstream"
 
 /// Children of pure parents that act all the same, each for a reason: checks ask tasks over the network, certificates are asked of
 /// authorities, DNS servers and the file system, users of directories and files.
+/// Children of pure parents that act all the same, each for a reason: users are read from files, passwords hashed aside, a cache has its clock, checks ask tasks over the network, certificates are asked of
+/// authorities, DNS servers and the file system.
 const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("auth", "file"),
     ("auth", "gate"),
@@ -32,6 +34,7 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("auth", "reception"),
     ("auth", "register"),
     ("auth", "roster"),
+    ("auth", "verified"),
     ("certificate", "account"),
     ("certificate", "acme"),
     ("certificate", "api"),

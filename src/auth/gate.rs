@@ -7,22 +7,23 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use super::code::UsedCodes;
 use super::directory::{Directory, Unavailable};
 use super::entrance::Entrance;
 use super::entrant::{Entrant, Proof};
-use jiff::Timestamp;
 
 use super::gatekeeper::{Caller, Denied, Gatekeeper, Visit};
 use super::hashing::Hashing;
 use super::identity::{Identity, folded};
+use super::keys::random;
 use super::label::Access;
 use super::passage::{Basic, Who, may_enter};
 use super::reply::Reply;
 use super::roster::{DIRECTORY, Roster};
+use super::throttle::{Attempt, Retry, Throttle};
 use super::visitor::Visitor;
 use crate::config::Auth;
 use crate::diagnostic::brief;
@@ -32,6 +33,8 @@ use crate::telemetry::signing::SigningNow;
 const AT_ONCE: usize = 64;
 /// so long.
 const TURN: Duration = Duration::from_secs(5);
+/// In which credentials wait their turn.
+const LANES: usize = 256;
 
 /// What audit lines and metrics call a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +77,8 @@ pub struct Gate {
     throttle: Throttle,
     pub(super) codes: UsedCodes,
     places: Semaphore,
+    /// The same credentials are asked about one after the other.
+    turns: [Mutex<()>; LANES],
     counts: [AtomicU64; EVENTS.len()],
     /// 0: nobody has asked the directory yet; 1: it does not answer; 2: it does.
     answers: AtomicU8,
@@ -86,16 +91,17 @@ impl Gate {
             roster,
             directory,
             hashing,
-            throttle: Throttle::default(),
+            throttle: Throttle::new(&random()),
             codes: UsedCodes::default(),
             places: Semaphore::new(AT_ONCE),
+            turns: std::array::from_fn(|_| Mutex::default()),
             counts,
             answers: AtomicU8::new(0),
         }
     }
 
     /// Is this the password of that user of the directory? `browser`: the one in which somebody signed in before.
-    pub(super) async fn check(&self, caller: &Caller<'_>, basic: &Basic, browser: Option<BrowserId>) -> Result<Arc<Identity>, Denied> {
+    pub(super) async fn check(&self, caller: &Caller<'_>, basic: &Basic, browser: Option<[u8; 16]>) -> Result<Arc<Identity>, Denied> {
         let Some(directory) = &self.directory else { return Err(Denied::Unavailable) };
         self.attempt(caller, basic, browser, directory.verify(&basic.user, &basic.password)).await
     }
@@ -105,13 +111,14 @@ impl Gate {
         &self,
         caller: &Caller<'_>,
         basic: &Basic,
-        browser: Option<BrowserId>,
+        browser: Option<[u8; 16]>,
         asking: impl Future<Output = Result<Option<Identity>, Unavailable>>,
     ) -> Result<Arc<Identity>, Denied> {
-        let attempt = Attempt { account: folded(&basic.user), client: caller.client, browser };
-        if let Err(retry) = self.throttle.begin(&attempt, caller.now) {
+        let account = folded(&basic.user);
+        let attempt = Attempt { account: &account, address: caller.client, browser: browser.as_ref().map(|id| &id[..]) };
+        if let Err(Retry { after }) = self.throttle.check(attempt, caller.now) {
             self.note(Event::Throttled, caller, &basic.user);
-            return Err(Denied::Wait(retry.seconds()));
+            return Err(Denied::Wait(after.as_secs() + 1));
         }
         let answer = match timeout(TURN, self.places.acquire()).await {
             Ok(Ok(_place)) => asking.await,
@@ -120,21 +127,40 @@ impl Gate {
         self.answers.store(if answer.is_ok() { 2 } else { 1 }, Ordering::Relaxed);
         match answer {
             Ok(Some(identity)) => {
-                self.throttle.succeeded(&attempt, caller.now);
+                self.throttle.succeeded(attempt, caller.now);
                 Ok(Arc::new(identity))
             }
             Ok(None) => {
-                self.throttle.failed(&attempt, caller.now);
+                self.throttle.failed(attempt, caller.now);
                 self.note(Event::Wrong, caller, &basic.user);
                 Err(Denied::Wrong)
             }
             Err(error) => {
-                self.throttle.given_up(&attempt, caller.now);
+                self.throttle.withdrawn(attempt, caller.now);
                 self.note(Event::Unavailable, caller, &basic.user);
                 tracing::error!(%error, "nobody could say whether a password is right");
                 Err(Denied::Unavailable)
             }
         }
+    }
+
+    /// The same for credentials that come with every request: a page full of them is one question.
+    async fn recognise(
+        &self,
+        caller: &Caller<'_>,
+        basic: &Basic,
+        realm: &[u8; 32],
+        asking: impl Future<Output = Result<Option<Identity>, Unavailable>>,
+    ) -> Result<Arc<Identity>, Denied> {
+        let seal = self.roster.verified.seal(realm, &basic.user, &basic.password);
+        let Ok(_turn) = timeout(TURN, self.turns[seal.lane(LANES)].lock()).await else { return Err(Denied::Unavailable) };
+        if let Some(identity) = self.roster.verified.get(seal) {
+            return Ok(identity);
+        }
+        let identity = self.attempt(caller, basic, None, asking).await?;
+        self.roster.verified.keep(seal, identity.clone());
+        self.note(Event::Verified, caller, &identity.user);
+        Ok(identity)
     }
 
     /// Ends once the directory does not have `identity` in a group any more that may enter.
@@ -197,24 +223,18 @@ impl Gatekeeper for Gate {
 
     fn verify<'a>(&'a self, caller: &'a Caller<'a>, access: &'a Access, basic: &'a Basic) -> BoxFuture<'a, Result<Arc<Entrant>, Denied>> {
         async move {
-            let remember = caller.auth.basic_cache;
             let own = access.realm.filter(|_| access.groups.is_none() || access.has_own(&basic.user));
             if let Some(realm) = own {
                 // A user of the route's own; other names may be the directory's.
-                match self.attempt(caller, basic, None, self.hashing.verify(access.basic_auth.clone(), &basic.user, &basic.password)).await
-                {
-                    Ok(identity) => {
-                        self.roster.verified.put(&realm, &basic.user, &basic.password, identity.clone(), remember);
-                        self.note(Event::Verified, caller, &basic.user);
-                        return Ok(entrant(identity, Proof::Local, caller));
-                    }
+                let asking = self.hashing.verify(access.basic_auth.clone(), &basic.user, &basic.password);
+                match self.recognise(caller, basic, &realm, asking).await {
+                    Ok(identity) => return Ok(entrant(identity, Proof::Local, caller)),
                     Err(Denied::Wrong) if access.groups.is_some() => {}
                     Err(denied) => return Err(denied),
                 }
             }
-            let identity = self.check(caller, basic, None).await?;
-            self.roster.verified.put(DIRECTORY, &basic.user, &basic.password, identity.clone(), remember);
-            self.note(Event::Verified, caller, &basic.user);
+            let Some(directory) = &self.directory else { return Err(Denied::Unavailable) };
+            let identity = self.recognise(caller, basic, DIRECTORY, directory.verify(&basic.user, &basic.password)).await?;
             Ok(entrant(identity, Proof::Credentials, caller))
         }
         .boxed()
@@ -231,27 +251,4 @@ impl Gatekeeper for Gate {
 
 fn entrant(identity: Arc<Identity>, proof: Proof, caller: &Caller<'_>) -> Arc<Entrant> {
     Arc::new(Entrant { visitor: Arc::new(Visitor::new(identity, caller.auth)), proof, renewal: None })
-}
-
-#[derive(Debug, Default)]
-struct Throttle;
-type BrowserId = [u8; 16];
-struct Attempt {
-    account: String,
-    client: std::net::IpAddr,
-    browser: Option<BrowserId>,
-}
-struct Retry;
-impl Retry {
-    fn seconds(&self) -> u64 {
-        1
-    }
-}
-impl Throttle {
-    fn begin(&self, _a: &Attempt, _now: Timestamp) -> Result<(), Retry> {
-        Ok(())
-    }
-    fn succeeded(&self, _a: &Attempt, _now: Timestamp) {}
-    fn failed(&self, _a: &Attempt, _now: Timestamp) {}
-    fn given_up(&self, _a: &Attempt, _now: Timestamp) {}
 }

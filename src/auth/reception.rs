@@ -186,6 +186,7 @@ impl Gate {
         match fields.everywhere {
             true => {
                 self.roster.register.sign_out_everywhere(&live.user).await;
+                self.roster.verified.forget(&live.user);
                 self.note(Event::SignedOutEverywhere, caller, &live.user);
             }
             false => {

@@ -63,7 +63,7 @@ impl Roster {
     /// Who has these credentials, if they were verified lately.
     fn remembered(&self, access: &Access, basic: &Basic, caller: &Caller<'_>) -> Option<Arc<Entrant>> {
         let known = |realm: &[u8; 32], proof| {
-            let identity = self.verified.get(realm, &basic.user, &basic.password)?;
+            let identity = self.verified.get(self.verified.seal(realm, &basic.user, &basic.password))?;
             Some(Arc::new(Entrant { visitor: Arc::new(Visitor::new(identity, caller.auth)), proof, renewal: None }))
         };
         let own = access.realm.as_ref().and_then(|realm| known(realm, Proof::Local));

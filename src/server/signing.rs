@@ -14,7 +14,7 @@ use crate::auth::directory::Directory;
 use crate::auth::file::UsersFile;
 use crate::auth::gate::Gate;
 use crate::auth::hashing::Hashing;
-use crate::auth::keys::{Current, Schedule};
+use crate::auth::keys::{Current, Schedule, random};
 use crate::auth::register::Register;
 use crate::auth::roster::Roster;
 use crate::auth::seal::Ring;
@@ -46,7 +46,7 @@ impl Signing {
         let register = Arc::new(Register::open(store.clone(), limits).await);
         let schedule = Schedule { rotation: config.auth.key_rotation, lifetime: config.auth.session_lifetime };
         let keys = Arc::new(Current::open(store, schedule).await);
-        let roster = Roster { register: register.clone(), keys: keys.clone(), verified: Verified::default() };
+        let roster = Roster { register: register.clone(), keys: keys.clone(), verified: Verified::new(&random(), config.auth.basic_cache) };
         let gate = Arc::new(Gate::new(roster, directory.clone(), hashing));
         Ok(Signing { gate, directory, register, keys, unknown: watch::Sender::default() })
     }
