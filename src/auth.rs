@@ -1,8 +1,14 @@
 //! Who may pass a route: what its labels ask for, who somebody is, and the one decision about both. Access rules fail closed.
 
+pub mod connection;
 pub mod directory;
+pub mod entry;
+pub mod failover;
 pub mod identity;
 mod label;
+pub mod ldap;
+pub mod pool;
+pub mod question;
 
 use std::net::IpAddr;
 

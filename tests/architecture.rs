@@ -25,6 +25,9 @@ const PURE_CHILDREN: [&str; 8] = ["auth", "label", "config", "route", "upstream"
 /// Children of pure parents that act all the same, each for a reason: checks ask tasks over the network, certificates are asked of
 /// authorities, DNS servers and the file system.
 const ACTING_CHILDREN: &[(&str, &str)] = &[
+    ("auth", "connection"),
+    ("auth", "ldap"),
+    ("auth", "pool"),
     ("certificate", "account"),
     ("certificate", "acme"),
     ("certificate", "api"),
