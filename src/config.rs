@@ -2,7 +2,9 @@
 //! Every key has a default that serves; a misspelled key is an error, because a setting that does nothing is worse than none.
 
 pub mod auth;
+pub mod dn;
 pub mod dns;
+pub mod filter;
 mod given;
 mod issuer;
 pub mod ldap;
@@ -23,7 +25,7 @@ pub use self::auth::Auth;
 pub use self::dns::{Dns, DnsProvider, TsigAlgorithm};
 use self::given::Given;
 pub use self::issuer::{Acme, Challenge, Issuer};
-pub use self::ldap::Ldap;
+pub use self::ldap::{Ldap, Scheme};
 pub use self::settings::{SETTINGS, Setting};
 
 /// All settings. `config/skep.toml` lists every key with its default.
@@ -485,6 +487,7 @@ fn contradictions(config: &Config) -> Vec<Diagnostic> {
         }
     }
     findings.extend(auth::contradictions(config));
+    findings.extend(ldap::contradictions(&config.ldap));
     findings.extend(dns::missing(&config.dns));
     findings.extend(issuer::contradictions(config));
     let all: Vec<&SocketAddr> = config.http.listen.iter().chain(&config.https.listen).chain(&config.admin.listen).collect();

@@ -27,10 +27,13 @@ const PURE_CHILDREN: [&str; 8] = ["auth", "label", "config", "route", "upstream"
 /// Children of pure parents that act all the same, each for a reason: users are read from files, passwords hashed aside, a cache has its clock, checks ask tasks over the network, certificates are asked of
 /// authorities, DNS servers and the file system.
 const ACTING_CHILDREN: &[(&str, &str)] = &[
+    ("auth", "connection"),
     ("auth", "file"),
     ("auth", "gate"),
     ("auth", "hashing"),
     ("auth", "keys"),
+    ("auth", "ldap"),
+    ("auth", "pool"),
     ("auth", "reception"),
     ("auth", "register"),
     ("auth", "roster"),

@@ -15,11 +15,13 @@ use super::directory::{Directory, Unavailable};
 use super::entrance::Entrance;
 use super::entrant::{Entrant, Proof};
 
+use super::failover::Health;
 use super::gatekeeper::{Caller, Denied, Gatekeeper, Visit};
 use super::hashing::Hashing;
 use super::identity::{Identity, folded};
 use super::keys::random;
 use super::label::Access;
+use super::ldap::Ldap;
 use super::passage::{Basic, Who, may_enter};
 use super::reply::Reply;
 use super::roster::{DIRECTORY, Roster};
@@ -27,7 +29,7 @@ use super::throttle::{Attempt, Retry, Throttle};
 use super::visitor::Visitor;
 use crate::config::Auth;
 use crate::diagnostic::brief;
-use crate::telemetry::signing::SigningNow;
+use crate::telemetry::signing::{ServerNow, SigningNow};
 
 /// Questions to the directory at one time; more wait,
 const AT_ONCE: usize = 64;
@@ -73,6 +75,8 @@ const EVENTS: [(Event, &str); 10] = [
 pub struct Gate {
     pub(super) roster: Roster,
     directory: Option<Arc<dyn Directory>>,
+    /// Of `directory`, for how its servers stand.
+    ldap: Option<Arc<Ldap>>,
     hashing: Hashing,
     throttle: Throttle,
     pub(super) codes: UsedCodes,
@@ -85,11 +89,12 @@ pub struct Gate {
 }
 
 impl Gate {
-    pub fn new(roster: Roster, directory: Option<Arc<dyn Directory>>, hashing: Hashing) -> Gate {
+    pub fn new(roster: Roster, directory: Option<Arc<dyn Directory>>, ldap: Option<Arc<Ldap>>, hashing: Hashing) -> Gate {
         let counts = std::array::from_fn(|_| AtomicU64::new(0));
         Gate {
             roster,
             directory,
+            ldap,
             hashing,
             throttle: Throttle::new(&random()),
             codes: UsedCodes::default(),
@@ -200,7 +205,9 @@ impl Gate {
         let (accounts, sessions) = self.roster.register.accounts().count();
         let asked = self.answers.load(Ordering::Relaxed);
         let directory = self.directory.is_some().then(|| asked != 1 && self.roster.register.failure().is_none());
-        SigningNow { results, accounts: accounts as u64, sessions: sessions as u64, directory, servers: Vec::new() }
+        let health = self.ldap.iter().flat_map(|ldap| ldap.health());
+        let server = |Health { server, up, requests, failures, .. }| ServerNow { server, up, requests, failures };
+        SigningNow { results, accounts: accounts as u64, sessions: sessions as u64, directory, servers: health.map(server).collect() }
     }
 }
 

@@ -10,8 +10,8 @@ use ipnet::IpNet;
 
 use super::given::Given;
 use super::{
-    AccessLogFormat, Challenge, Config, DefaultCertificate, DnsProvider, Profile, ProxyProtocol, ServerTiming, TraceTrust, TsigAlgorithm,
-    auth, dns, issuer,
+    AccessLogFormat, Challenge, Config, DefaultCertificate, DnsProvider, Profile, ProxyProtocol, Scheme, ServerTiming, TraceTrust,
+    TsigAlgorithm, auth, dns, issuer, ldap,
 };
 use crate::diagnostic::{Diagnostic, brief, nearest};
 use crate::label::{SismicsAuth, Value, bytes as label_bytes, duration as label_duration};
@@ -66,6 +66,8 @@ const DEFAULT_CERTIFICATES: &[(&str, DefaultCertificate)] = &[
     ("self", DefaultCertificate::SelfSigned),
 ];
 
+const SCHEMES: &[(&str, Scheme)] =
+    &[("groups", Scheme::Groups), ("memberof", Scheme::MemberOf), ("active-directory", Scheme::ActiveDirectory)];
 const CHALLENGES: &[(&str, Challenge)] =
     &[("http-01", Challenge::Http01), ("tls-alpn-01", Challenge::TlsAlpn01), ("dns-01", Challenge::Dns01)];
 const DNS_PROVIDERS: &[(&str, DnsProvider)] = &[
@@ -150,6 +152,27 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("auth.name-header", |c, g| put(&mut c.auth.name_header, auth::header(g))),
     Setting::new("auth.token-header", |c, g| put(&mut c.auth.token_header, auth::header(g))),
     Setting::new("auth.authorizers", |c, g| put(&mut c.auth.authorizers, auth::authorizers(g))),
+    Setting::new("ldap.servers", |c, g| put(&mut c.ldap.servers, ldap::servers(g))),
+    Setting::new("ldap.starttls", |c, g| put(&mut c.ldap.starttls, flag(g))),
+    Setting::new("ldap.ca", |c, g| put(&mut c.ldap.ca, optional_path(g))),
+    Setting::new("ldap.bind-dn", |c, g| put(&mut c.ldap.bind_dn, ldap::bind_name(g))),
+    Setting::new("ldap.bind-password-file", |c, g| put(&mut c.ldap.bind_password_file, optional_path(g))),
+    Setting::new("ldap.scheme", |c, g| put(&mut c.ldap.scheme, word(g, SCHEMES))),
+    Setting::new("ldap.user-base", |c, g| put(&mut c.ldap.user_base, ldap::base(g))),
+    Setting::new("ldap.user-filter", |c, g| put(&mut c.ldap.user_filter, ldap::filter(g, &["{user}"], "(uid={user})"))),
+    Setting::new("ldap.bind-template", |c, g| put(&mut c.ldap.bind_template, ldap::bind_template(g))),
+    Setting::new("ldap.group-base", |c, g| put(&mut c.ldap.group_base, ldap::base(g))),
+    Setting::new("ldap.group-filter", |c, g| put(&mut c.ldap.group_filter, ldap::filter(g, &["{dn}", "{user}"], "(member={dn})"))),
+    Setting::new("ldap.nested-groups", |c, g| put(&mut c.ldap.nested_groups, flag(g))),
+    Setting::new("ldap.user-attribute", |c, g| put(&mut c.ldap.user_attribute, ldap::attribute(g, "uid"))),
+    Setting::new("ldap.name-attribute", |c, g| put(&mut c.ldap.name_attribute, ldap::attribute(g, "displayName"))),
+    Setting::new("ldap.email-attribute", |c, g| put(&mut c.ldap.email_attribute, ldap::attribute(g, "mail"))),
+    Setting::new("ldap.group-attribute", |c, g| put(&mut c.ldap.group_attribute, ldap::attribute(g, "cn"))),
+    Setting::new("ldap.connect-timeout", |c, g| put(&mut c.ldap.connect_timeout, duration(g, ms(10)..=MINUTE))),
+    Setting::new("ldap.request-timeout", |c, g| put(&mut c.ldap.request_timeout, duration(g, ms(10)..=MINUTE))),
+    Setting::new("ldap.pool-size", |c, g| put(&mut c.ldap.pool_size, number(g, 1..=64))),
+    Setting::new("ldap.page-size", |c, g| put(&mut c.ldap.page_size, number(g, 1..=10_000))),
+    Setting::new("ldap.referrals", |c, g| put(&mut c.ldap.referrals, ldap::servers(g))),
     Setting::new("acme.email", |c, g| put(&mut c.acme.email, issuer::email(g))),
     Setting::new("acme.agree-tos", |c, g| put(&mut c.acme.agree_tos, flag(g))),
     Setting::new("acme.issuers", |c, g| put(&mut c.acme.issuers, names(g))),

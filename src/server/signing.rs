@@ -15,12 +15,13 @@ use crate::auth::file::UsersFile;
 use crate::auth::gate::Gate;
 use crate::auth::hashing::Hashing;
 use crate::auth::keys::{Current, Schedule, random};
+use crate::auth::ldap::Ldap;
 use crate::auth::register::Register;
 use crate::auth::roster::Roster;
 use crate::auth::seal::Ring;
 use crate::auth::session::Limits;
 use crate::auth::verified::Verified;
-use crate::config::Config;
+use crate::config::{Config, ldap};
 use crate::state::Live;
 use crate::store::Store;
 
@@ -41,13 +42,13 @@ impl Signing {
     pub async fn open(config: &Config, store: Arc<dyn Store>, tasks: &mut JoinSet<()>) -> Result<Signing, Error> {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let hashing = Hashing::new(cores);
-        let directory = directory(config, hashing.clone(), tasks).await?;
+        let (directory, ldap) = directory(config, hashing.clone(), tasks).await?;
         let limits = Limits::new(&config.auth, directory.as_ref().is_none_or(|directory| directory.looks_up()));
         let register = Arc::new(Register::open(store.clone(), limits).await);
         let schedule = Schedule { rotation: config.auth.key_rotation, lifetime: config.auth.session_lifetime };
         let keys = Arc::new(Current::open(store, schedule).await);
         let roster = Roster { register: register.clone(), keys: keys.clone(), verified: Verified::new(&random(), config.auth.basic_cache) };
-        let gate = Arc::new(Gate::new(roster, directory.clone(), hashing));
+        let gate = Arc::new(Gate::new(roster, directory.clone(), ldap, hashing));
         Ok(Signing { gate, directory, register, keys, unknown: watch::Sender::default() })
     }
 
@@ -67,7 +68,11 @@ impl Signing {
 }
 
 /// Whoever knows users: the file, then the directory server.
-async fn directory(config: &Config, hashing: Hashing, tasks: &mut JoinSet<()>) -> Result<Option<Arc<dyn Directory>>, Error> {
+async fn directory(
+    config: &Config,
+    hashing: Hashing,
+    tasks: &mut JoinSet<()>,
+) -> Result<(Option<Arc<dyn Directory>>, Option<Arc<Ldap>>), Error> {
     let file: Option<Arc<dyn Directory>> = match &config.auth.users {
         Some(path) => {
             let (file, follower) = UsersFile::open(path.clone(), hashing).await;
@@ -76,9 +81,14 @@ async fn directory(config: &Config, hashing: Hashing, tasks: &mut JoinSet<()>) -
         }
         None => None,
     };
-    let server: Option<Arc<dyn Directory>> = None;
-    Ok(match (file, server) {
+    let ldap = match ldap::is_configured(&config.ldap) {
+        true => Some(Arc::new(Ldap::open(&config.ldap).map_err(|error| Error::Start(format!("the directory cannot be asked: {error}")))?)),
+        false => None,
+    };
+    let server = ldap.clone().map(|ldap| -> Arc<dyn Directory> { ldap });
+    let directory: Option<Arc<dyn Directory>> = match (file, server) {
         (None, None) => None,
         (file, server) => Some(Arc::new(Both::new(file, server))),
-    })
+    };
+    Ok((directory, ldap))
 }

@@ -1,0 +1,380 @@
+//! One conversation with a directory server: TLS by our own rules, a limit on the time and the size of everything, and errors that say
+//! whose they are.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use ldap3::adapters::{Adapter, PagedResults};
+use ldap3::asn1::StructureTag;
+use ldap3::exop::{WhoAmI, WhoAmIResp};
+use ldap3::{LdapConnAsync, LdapConnSettings, LdapError, LdapResult, ResultEntry, Scope, SearchOptions, StdStream};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::entry::Entry;
+use crate::config::ldap::Server;
+
+/// References to other servers that one answer may hold.
+const REFERENCES: usize = 16;
+
+/// Why there is no answer, as a sentence without secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The connection broke, or was silent for too long.
+    Connection(String),
+    /// The server says that it cannot, or not now: another one may.
+    Server(String),
+    /// The server says that it does not want to, which may be about this user only: another one may.
+    Unwilling(String),
+    /// It would be no better anywhere else.
+    Question(String),
+}
+
+/// What a server said about a name and a password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bound {
+    Yes,
+    /// Why not, for the log.
+    No(String),
+}
+
+/// What is searched.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    pub base: &'a str,
+    pub scope: Scope,
+    pub filter: &'a str,
+    pub attributes: &'a [String],
+    /// More entries than this are too many.
+    pub most: usize,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    pub entries: Vec<Entry>,
+    /// There are more than were asked for.
+    pub more: bool,
+    /// URLs at which there may be more.
+    pub references: Vec<String>,
+}
+
+/// Opens connections.
+pub struct Dialer {
+    tls: Arc<ClientConfig>,
+    verifier: Arc<WebPkiServerVerifier>,
+    starttls: bool,
+    connect: Duration,
+    request: Duration,
+    page: usize,
+}
+
+/// A connection to a server; bound as nobody at first.
+pub struct Connection {
+    ldap: ldap3::Ldap,
+    /// Ends with the connection, and ends it.
+    _driver: AbortOnDropHandle<()>,
+    request: Duration,
+    page: usize,
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Trouble::Connection(why) | Trouble::Server(why) | Trouble::Unwilling(why) | Trouble::Question(why)) = self;
+        formatter.write_str(why)
+    }
+}
+
+impl Dialer {
+    /// Trusts the certificates in `ca`, or the machine's authorities.
+    ///
+    /// # Errors
+    /// There is nobody to trust.
+    pub fn new(ldap: &crate::config::Ldap) -> Result<Dialer, String> {
+        let roots = Arc::new(roots(ldap.ca.as_deref())?);
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let no_tls = |error: &dyn fmt::Display| format!("TLS to the directory cannot be set up: {error}");
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
+        let verifier = verifier.build().map_err(|error| no_tls(&error))?;
+        let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(|error| no_tls(&error))?;
+        let tls = Arc::new(tls.with_root_certificates(roots).with_no_client_auth());
+        let (connect, request) = (ldap.connect_timeout, ldap.request_timeout);
+        Ok(Dialer { tls, verifier, starttls: ldap.starttls, connect, request, page: ldap.page_size })
+    }
+
+    /// Connects, with TLS.
+    ///
+    /// # Errors
+    /// The server cannot be reached in time, or is not the one that its certificate should name.
+    pub async fn dial(&self, server: &Server) -> Result<Connection, Trouble> {
+        let late = || Trouble::Connection(format!("no connection within {:?}", self.connect));
+        let opened = AssertUnwindSafe(self.open(server)).catch_unwind();
+        let (connection, ldap) = tokio::time::timeout(self.connect, opened)
+            .await
+            .map_err(|_| late())?
+            .map_err(|_| garbled())?
+            .map_err(|error| Trouble::Connection(said(&error)))?;
+        // What it ends with, the requests that are under way are told too.
+        let driver = tokio::spawn(async move { drop(connection.drive().await) });
+        Ok(Connection { ldap, _driver: AbortOnDropHandle::new(driver), request: self.request, page: self.page })
+    }
+
+    async fn open(&self, server: &Server) -> Result<(LdapConnAsync, ldap3::Ldap), LdapError> {
+        let stream = TcpStream::connect((server.host.as_str(), server.port)).await?;
+        stream.set_nodelay(true)?;
+        let settings = LdapConnSettings::new().set_std_stream(StdStream::Tcp(stream.into_std()?)).set_starttls(self.starttls);
+        if !server.host.contains(':') {
+            return LdapConnAsync::with_settings(settings.set_config(Arc::clone(&self.tls)), &server.to_string()).await;
+        }
+        // The client library takes the brackets of an IPv6 address for a part of the name, so it is given another one.
+        let name = ServerName::try_from(server.host.clone())?;
+        let mut tls = (*self.tls).clone();
+        tls.enable_sni = false;
+        tls.dangerous().set_certificate_verifier(Arc::new(Named { name, verifier: Arc::clone(&self.verifier) }));
+        let other = Server { host: "address.invalid".to_owned(), ..server.clone() };
+        LdapConnAsync::with_settings(settings.set_config(Arc::new(tls)), &other.to_string()).await
+    }
+}
+
+impl Connection {
+    /// Is it known to have ended?
+    pub fn is_closed(&mut self) -> bool {
+        self.ldap.is_closed()
+    }
+
+    /// Becomes whoever `name` is, if that is the password. An empty one would make it nobody, and be called right (RFC 4513, 5.1.2).
+    ///
+    /// # Errors
+    /// There was no answer about the two.
+    pub async fn bind(&mut self, name: &str, password: &str) -> Result<Bound, Trouble> {
+        if name.is_empty() || password.is_empty() {
+            return Ok(Bound::No("an empty password is nobody's".to_owned()));
+        }
+        let result = timed(self.request, self.ldap.simple_bind(name, password)).await?;
+        match result.rc {
+            0 => Ok(Bound::Yes),
+            // No such object, alias problem, invalid DN syntax, inappropriate authentication, invalid credentials, insufficient access
+            // rights, constraint violation: about this name and password, not about the server.
+            32 | 33 | 34 | 48 | 49 | 50 | 19 => Ok(Bound::No(refusal(&result))),
+            53 => Err(Trouble::Unwilling(told(&result))),
+            _ => Err(Trouble::Server(told(&result))),
+        }
+    }
+
+    /// # Errors
+    /// There was no whole answer.
+    pub async fn search(&mut self, query: Query<'_>) -> Result<Found, Trouble> {
+        // A server may page slowly for long; everything together may take so many times as long as one answer.
+        let limit = self.request * 4;
+        match tokio::time::timeout(limit, AssertUnwindSafe(self.collect(query)).catch_unwind()).await {
+            Ok(answer) => answer.unwrap_or_else(|_| Err(garbled())),
+            Err(_) => Err(Trouble::Connection(format!("the search took longer than {limit:?}"))),
+        }
+    }
+
+    async fn collect(&mut self, query: Query<'_>) -> Result<Found, Trouble> {
+        let broken = |error: LdapError| Trouble::Connection(said(&error));
+        let limit = i32::try_from(query.most + 1).unwrap_or(i32::MAX);
+        let paged = query.most >= self.page;
+        let pages: Vec<Box<dyn Adapter<'_, String, &[String]>>> = match paged {
+            true => vec![Box::new(PagedResults::new(i32::try_from(self.page).unwrap_or(i32::MAX)))],
+            false => Vec::new(),
+        };
+        // With pages, a limit would be one of the whole search for some servers and one of the page for others.
+        self.ldap.with_search_options(SearchOptions::new().sizelimit(if paged { 0 } else { limit }));
+        self.ldap.with_timeout(self.request);
+        let mut stream =
+            self.ldap.streaming_search_with(pages, query.base, query.scope, query.filter, query.attributes).await.map_err(broken)?;
+        let mut found = Found::default();
+        while let Some(answer) = stream.next().await.map_err(broken)? {
+            if answer.is_ref() {
+                found.references.extend(texts(answer.0).unwrap_or_default());
+                found.references.truncate(REFERENCES);
+            } else if !answer.is_intermediate() {
+                found.entries.push(entry(answer).ok_or_else(garbled)?);
+            }
+            if found.entries.len() > query.most {
+                found.more = true;
+                return Ok(found);
+            }
+        }
+        let result = stream.finish().await;
+        match result.rc {
+            0 => Ok(found),
+            4 if found.entries.len() >= query.most => Ok(Found { more: true, ..found }),
+            // It is somewhere else.
+            10 => {
+                found.references.extend(result.refs.into_iter().take(REFERENCES));
+                Ok(found)
+            }
+            // The base of the search is gone, or not ours to see.
+            32 if query.scope == Scope::Base => Ok(Found::default()),
+            32 => Err(Trouble::Server(format!("there is no `{}`, or it may not be seen", query.base))),
+            _ => Err(Trouble::Server(format!("the search failed: {}", told(&result)))),
+        }
+    }
+
+    /// Whom the server takes us for (RFC 4532): `dn:...`, `u:...`.
+    ///
+    /// # Errors
+    /// It does not say.
+    pub async fn who_am_i(&mut self) -> Result<String, Trouble> {
+        let asked = async { self.ldap.extended(WhoAmI).await?.success() };
+        let (answer, _) = timed(self.request, asked).await?;
+        match answer.val {
+            Some(_) => std::panic::catch_unwind(AssertUnwindSafe(|| answer.parse::<WhoAmIResp>().authzid)).map_err(|_| garbled()),
+            None => Ok(String::new()),
+        }
+    }
+
+    /// Says goodbye, so that the server does not have to notice.
+    pub async fn close(mut self) {
+        _ = timed(Duration::from_millis(200), self.ldap.unbind()).await;
+    }
+}
+
+/// `work`, in time. The client library panics on answers that are no LDAP; that is the server's fault and no reason to end.
+async fn timed<T>(limit: Duration, work: impl Future<Output = Result<T, LdapError>>) -> Result<T, Trouble> {
+    match tokio::time::timeout(limit, AssertUnwindSafe(work).catch_unwind()).await {
+        Err(_) => Err(Trouble::Connection(format!("no answer within {limit:?}"))),
+        Ok(Err(_)) => Err(garbled()),
+        Ok(Ok(answer)) => answer.map_err(|error| match error {
+            LdapError::LdapResult { result } => Trouble::Server(told(&result)),
+            error => Trouble::Connection(said(&error)),
+        }),
+    }
+}
+
+fn garbled() -> Trouble {
+    Trouble::Connection("what it answers is no LDAP".to_owned())
+}
+
+/// An error of the connection in our words.
+fn said(error: &LdapError) -> String {
+    match error {
+        LdapError::Io { source } => source.to_string(),
+        LdapError::LdapResult { result } => format!("StartTLS is refused: {}", told(result)),
+        LdapError::OpSend { .. } | LdapError::ResultRecv { .. } | LdapError::EndOfStream | LdapError::IdScrubSend { .. } => {
+            "the server closed the connection".to_owned()
+        }
+        LdapError::Timeout { .. } => "no answer in time".to_owned(),
+        error => error.to_string(),
+    }
+}
+
+/// A result with the server's own words, bounded: they are shown in the log.
+fn told(result: &LdapResult) -> String {
+    let text: String = result.text.chars().filter(|letter| !letter.is_control()).take(200).collect();
+    match result.rc {
+        8 | 13 => format!("it wants an encrypted connection (result {}) {text}", result.rc),
+        rc if text.is_empty() => format!("result {rc}"),
+        rc => format!("result {rc}: {text}"),
+    }
+}
+
+/// Why a name and a password are refused, with what Active Directory hides in `data 52e` (its Win32 error in hexadecimal).
+fn refusal(result: &LdapResult) -> String {
+    let code = result.text.split_once("data ").map(|(_, rest)| rest.split(',').next().unwrap_or_default().trim());
+    let meaning = match code {
+        Some("525") => "there is no such user",
+        Some("52e") => "the password is wrong",
+        Some("530") => "not at this time of day",
+        Some("531") => "not from here",
+        Some("532") => "the password has expired",
+        Some("533") => "the account is disabled",
+        Some("701") => "the account has expired",
+        Some("773") => "the password must be changed first",
+        Some("775") => "the account is locked",
+        _ => return told(result),
+    };
+    meaning.to_owned()
+}
+
+/// `None`: it is no entry.
+fn entry(answer: ResultEntry) -> Option<Entry> {
+    let mut parts = answer.0.match_id(4)?.expect_constructed()?.into_iter();
+    let dn = String::from_utf8(parts.next()?.expect_primitive()?).ok()?;
+    let mut attributes = BTreeMap::new();
+    for attribute in parts.next()?.expect_constructed()? {
+        let mut parts = attribute.expect_constructed()?.into_iter();
+        let name = String::from_utf8(parts.next()?.expect_primitive()?).ok()?;
+        let values: Option<Vec<Vec<u8>>> = parts.next()?.expect_constructed()?.into_iter().map(StructureTag::expect_primitive).collect();
+        attributes.insert(name.to_ascii_lowercase(), values?);
+    }
+    Some(Entry { dn, attributes })
+}
+
+fn texts(tag: StructureTag) -> Option<Vec<String>> {
+    tag.expect_constructed()?.into_iter().map(|part| String::from_utf8(part.expect_primitive()?).ok()).collect()
+}
+
+fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    let Some(path) = ca else {
+        let (added, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        return match added {
+            0 => Err("this machine trusts no authority: set ldap.ca to a file with the directory's".to_owned()),
+            _ => Ok(roots),
+        };
+    };
+    let bad = |what: &dyn fmt::Display| format!("ldap.ca, {}, cannot be used: {what}", path.display());
+    let certificates: Vec<CertificateDer<'_>> =
+        CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|error| bad(&error))?;
+    match roots.add_parsable_certificates(certificates) {
+        (0, _) => Err(bad(&"there is no certificate in it")),
+        _ => Ok(roots),
+    }
+}
+
+/// Checks certificates for a name of our own, whatever name the handshake is about.
+#[derive(Debug)]
+struct Named {
+    name: ServerName<'static>,
+    verifier: Arc<WebPkiServerVerifier>,
+}
+
+impl ServerCertVerifier for Named {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.verifier.verify_server_cert(end_entity, intermediates, &self.name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
+}
