@@ -26,7 +26,6 @@ use super::passage::{Basic, Who, may_enter};
 use super::reply::Reply;
 use super::roster::{DIRECTORY, Roster};
 use super::throttle::{Attempt, Retry, Throttle};
-use super::visitor::Visitor;
 use crate::config::Auth;
 use crate::diagnostic::brief;
 use crate::telemetry::signing::{ServerNow, SigningNow};
@@ -184,6 +183,10 @@ impl Gate {
         }
     }
 
+    fn entrant(&self, identity: Arc<Identity>, proof: Proof, caller: &Caller<'_>) -> Arc<Entrant> {
+        Arc::new(Entrant { visitor: self.roster.visitor(identity, caller), proof, renewal: None })
+    }
+
     /// Counts `event` and tells it.
     pub(super) fn note(&self, event: Event, caller: &Caller<'_>, user: &str) {
         let index = EVENTS.iter().position(|(known, _)| *known == event).unwrap_or_default();
@@ -235,14 +238,14 @@ impl Gatekeeper for Gate {
                 // A user of the route's own; other names may be the directory's.
                 let asking = self.hashing.verify(access.basic_auth.clone(), &basic.user, &basic.password);
                 match self.recognise(caller, basic, &realm, asking).await {
-                    Ok(identity) => return Ok(entrant(identity, Proof::Local, caller)),
+                    Ok(identity) => return Ok(self.entrant(identity, Proof::Local, caller)),
                     Err(Denied::Wrong) if access.groups.is_some() => {}
                     Err(denied) => return Err(denied),
                 }
             }
             let Some(directory) = &self.directory else { return Err(Denied::Unavailable) };
             let identity = self.recognise(caller, basic, DIRECTORY, directory.verify(&basic.user, &basic.password)).await?;
-            Ok(entrant(identity, Proof::Credentials, caller))
+            Ok(self.entrant(identity, Proof::Credentials, caller))
         }
         .boxed()
     }
@@ -254,8 +257,4 @@ impl Gatekeeper for Gate {
     fn depart(&self, visit: &Visit<'_>, path: &str) -> Reply {
         self.departure(visit, path)
     }
-}
-
-fn entrant(identity: Arc<Identity>, proof: Proof, caller: &Caller<'_>) -> Arc<Entrant> {
-    Arc::new(Entrant { visitor: Arc::new(Visitor::new(identity, caller.auth)), proof, renewal: None })
 }

@@ -1,6 +1,6 @@
 //! The edge's own addresses: the forms by which people sign in and out.
 
-use http::header::{ALLOW, SET_COOKIE};
+use http::header::{ALLOW, CACHE_CONTROL, SET_COOKIE};
 use http::{Method, StatusCode};
 
 use super::accounts::Live;
@@ -36,7 +36,10 @@ impl Gate {
             Entrance::SignOut if asks => self.sign_out_page(visit),
             Entrance::SignOut if visit.method == Method::POST => self.sign_out(visit).await,
             Entrance::Enter if asks => self.enter(visit),
-            Entrance::Keys if asks => Reply::new(StatusCode::NOT_FOUND, "no route"),
+            Entrance::Keys if asks => {
+                let keys = self.roster.signer.with(|signer| signer.jwks().to_string());
+                Reply::new(StatusCode::OK, "keys").with_body("application/jwk-set+json", keys).with(CACHE_CONTROL, "public, max-age=3600")
+            }
             Entrance::SignIn | Entrance::SignOut => Reply::new(StatusCode::METHOD_NOT_ALLOWED, "refused").with(ALLOW, "GET, HEAD, POST"),
             Entrance::Enter | Entrance::Keys => Reply::new(StatusCode::METHOD_NOT_ALLOWED, "refused").with(ALLOW, "GET, HEAD"),
         }

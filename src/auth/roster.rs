@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use jiff::Timestamp;
 use tokio::time::{sleep, timeout};
 
@@ -11,12 +11,14 @@ use super::accounts::Live;
 use super::cookie::Cookie;
 use super::entrant::{Entrant, Proof};
 use super::gatekeeper::Caller;
+use super::identity::Identity;
 use super::keys::{Current, random};
 use super::label::Access;
 use super::passage::{Basic, Who, basic, may_enter};
 use super::register::Register;
 use super::seal::Ring;
 use super::session::Token;
+use super::token::{Signer, Tokens};
 use super::verified::Verified;
 use super::visitor::Visitor;
 
@@ -26,6 +28,8 @@ pub struct Roster {
     pub register: Arc<Register>,
     pub keys: Arc<Current<Ring>>,
     pub verified: Verified,
+    pub signer: Arc<Current<Signer>>,
+    pub tokens: Tokens,
 }
 
 impl Roster {
@@ -35,7 +39,7 @@ impl Roster {
             && let Some(live) = self.session(caller)
         {
             let renewal = if live.renew { self.cookie(&live, caller) } else { None };
-            let visitor = Arc::new(Visitor::new(live.identity().clone(), caller.auth));
+            let visitor = self.visitor(live.identity().clone(), caller);
             return Who::Known(Arc::new(Entrant { visitor, proof: Proof::Session(live), renewal }));
         }
         let Some(basic) = basic(caller.headers) else { return Who::Nobody };
@@ -43,6 +47,20 @@ impl Roster {
             Some(entrant) => Who::Known(entrant),
             None => Who::Claims(basic),
         }
+    }
+
+    /// `identity` as the services of the caller's host are told of it, with a signed token where one is wanted.
+    pub(super) fn visitor(&self, identity: Arc<Identity>, caller: &Caller<'_>) -> Arc<Visitor> {
+        let token = |name: HeaderName| {
+            let token = self.signer.with(|signer| self.tokens.get(signer, &identity, caller.host, caller.now))?;
+            Some((name, token))
+        };
+        let token = caller.auth.token_header.clone().and_then(token);
+        let visitor = Visitor::new(identity, caller.auth);
+        Arc::new(match token {
+            Some((name, token)) => visitor.with(name, token),
+            None => visitor,
+        })
     }
 
     /// The live session of the request's cookie.
@@ -64,7 +82,7 @@ impl Roster {
     fn remembered(&self, access: &Access, basic: &Basic, caller: &Caller<'_>) -> Option<Arc<Entrant>> {
         let known = |realm: &[u8; 32], proof| {
             let identity = self.verified.get(self.verified.seal(realm, &basic.user, &basic.password))?;
-            Some(Arc::new(Entrant { visitor: Arc::new(Visitor::new(identity, caller.auth)), proof, renewal: None }))
+            Some(Arc::new(Entrant { visitor: self.visitor(identity, caller), proof, renewal: None }))
         };
         let own = access.realm.as_ref().and_then(|realm| known(realm, Proof::Local));
         own.or_else(|| access.groups.as_ref().and_then(|_| known(DIRECTORY, Proof::Credentials)))

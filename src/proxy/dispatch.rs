@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::header::{HeaderMap, HeaderName};
+use http::header::{self, HeaderMap, HeaderName};
 use http::{Method, StatusCode};
 use nix::errno::Errno;
 use pingora_timeout::timeout;
@@ -91,10 +91,14 @@ impl Dispatch<'_> {
                 HeaderEdit::Set(edited, _) | HeaderEdit::Remove(edited) => edited == name,
             })
         };
-        let trusted = self.ctx.origin.as_ref().is_some_and(|origin| origin.trusted);
         let traced = |name: &HeaderName| self.ctx.trace_headers().any(|(ours, _)| ours == *name);
-        let kept = |name: &HeaderName| !(forwarded::is_replaced(name, trusted) || edited(name) || traced(name));
+        let cookies = self.ctx.other_cookies(self.headers);
+        let cookie = |name: &HeaderName| cookies.is_some() && *name == header::COOKIE;
+        let kept = |name: &HeaderName| !(self.ctx.withholds(name) || edited(name) || traced(name) || cookie(name));
         write(&mut out, &kept);
+        if let Some(cookies) = cookies.as_ref().filter(|cookies| !cookies.is_empty() && !edited(&header::COOKIE)) {
+            wire::line(&mut out, b"cookie", cookies);
+        }
         if let Some(origin) = &self.ctx.origin {
             forwarded::each(origin, self.prefix.as_deref(), |name, value| {
                 if !edited(&name) {
@@ -107,10 +111,16 @@ impl Dispatch<'_> {
                 wire::line(&mut out, name.as_str().as_bytes(), value.as_bytes());
             }
         }
+        let told = self.ctx.told();
         for edit in edits {
-            if let HeaderEdit::Set(name, value) = edit {
+            if let HeaderEdit::Set(name, value) = edit
+                && told.iter().all(|(said, _)| said != name)
+            {
                 wire::line(&mut out, name.as_str().as_bytes(), value.as_bytes());
             }
+        }
+        for (name, value) in told {
+            wire::line(&mut out, name.as_str().as_bytes(), value.as_bytes());
         }
         if self.upgrade {
             out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");

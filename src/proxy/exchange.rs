@@ -20,6 +20,7 @@ use super::stream::PerConnection;
 use super::trace::SERVER_TIMING;
 use super::transform::Transform;
 use super::{HeadSize, Routed, Seen};
+use crate::auth::cookie::{has_ours, without_ours};
 use crate::auth::entrance;
 use crate::auth::entrant::Entrant;
 use crate::auth::gatekeeper::{Caller, Gatekeeper};
@@ -191,6 +192,28 @@ impl Exchange {
 
     pub(super) fn handshake(&self) -> Option<&Handshake> {
         self.connection.as_ref().and_then(|per| per.handshake.as_deref())
+    }
+
+    /// Which of the client's fields do not go on to the upstream: what only we may say, and what was meant for us.
+    pub(super) fn withholds(&self, name: &HeaderName) -> bool {
+        let trusted = self.origin.as_ref().is_some_and(|origin| origin.trusted);
+        let ours = || self.entrant.as_ref().is_some_and(|entrant| entrant.by_credentials());
+        forwarded::is_replaced(name, trusted, &self.state.config.auth) || (*name == header::AUTHORIZATION && ours())
+    }
+
+    /// What the upstream is told of whoever signed in.
+    pub(super) fn told(&self) -> &[(HeaderName, HeaderValue)] {
+        self.entrant.as_ref().map_or(&[], |entrant| &entrant.visitor.fields)
+    }
+
+    /// The cookies for the upstream where some of the request's are for us; `None`: all may go as they are.
+    pub(super) fn other_cookies(&self, request: &HeaderMap) -> Option<Vec<u8>> {
+        let lines = || request.get_all(header::COOKIE).into_iter().map(HeaderValue::as_bytes);
+        if !lines().any(has_ours) {
+            return None;
+        }
+        let left: Vec<_> = lines().filter_map(without_ours).collect();
+        Some(left.join(&b"; "[..]))
     }
 
     /// What the answer's head gets on its way to the client, beside the loss of hop-by-hop fields. `request`: the client's fields.

@@ -7,6 +7,7 @@ use http::header::{FORWARDED, HeaderMap, HeaderName};
 use ipnet::IpNet;
 
 use super::handshake::ClientCertificate;
+use crate::config::Auth;
 
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -137,23 +138,27 @@ pub fn each(origin: &Origin, prefix: Option<&str>, mut set: impl FnMut(HeaderNam
     }
 }
 
-/// Headers of a request that must not go on as they came: what we set ourselves, and of strangers everything that claims to be
-/// from a proxy (`X-Forwarded-User`). Underscores count as hyphens, because many upstreams read them so.
-pub fn replaced(headers: &HeaderMap, trusted: bool) -> Vec<HeaderName> {
-    headers.keys().filter(|name| is_replaced(name, trusted)).cloned().collect()
-}
-
-/// Is it one of [`replaced`]?
-pub fn is_replaced(name: &HeaderName, trusted: bool) -> bool {
+/// May this header of a request not go on as it came? So it is with what we set ourselves, with what only we may say of whoever signed
+/// in (`ours`), and of strangers with everything that claims to be from a proxy. Underscores count as hyphens, because many upstreams
+/// read them so.
+pub fn is_replaced(name: &HeaderName, trusted: bool, ours: &Auth) -> bool {
     const CLAIMS: &str = "x-forwarded-";
+    // Not even a trusted proxy says who signed in: it may pass on what a stranger sent.
+    if ours.headers().any(|own| own.as_str().len() == name.as_str().len() && begins(name.as_str(), own.as_str())) {
+        return true;
+    }
     let name = name.as_str();
     // Every other name differs in its first letters.
     if !name.starts_with(['x', 'f', 'c']) {
         return false;
     }
-    let same = |(sent, own): (u8, u8)| sent == own || (sent == b'_' && own == b'-');
-    let begins = |with: &str| name.len() >= with.len() && name.bytes().zip(with.bytes()).all(same);
-    FAMILY.iter().any(|own| own.as_str().len() == name.len() && begins(own.as_str())) || (!trusted && begins(CLAIMS))
+    FAMILY.iter().any(|own| own.as_str().len() == name.len() && begins(name, own.as_str())) || (!trusted && begins(name, CLAIMS))
+}
+
+/// Does `name` begin with `with`, a name in lower case, in any spelling that upstreams take for it?
+fn begins(name: &str, with: &str) -> bool {
+    let same = |(sent, own): (u8, u8)| sent == own || (matches!(sent, b'_' | b'-') && matches!(own, b'-' | b'_'));
+    name.len() >= with.len() && name.bytes().zip(with.bytes()).all(same)
 }
 
 /// Is `address` one of the proxies in front of us?
@@ -369,14 +374,20 @@ mod tests {
             ("x-forwarded_proto", false, false),
             ("x_real_ip", false, false),
             ("x-request-id", false, false),
-            ("x-forwarded-user", false, true),
-            ("x_forwarded_user", false, true),
+            ("x-forwarded-user", false, false),
+            ("x_forwarded_user", false, false),
+            ("x-forwarded_groups", false, false),
+            ("x_forwarded-email", false, false),
+            ("x-forwarded-users", false, true),
+            ("x-remote", false, false),
+            ("x_remote", false, false),
             ("x-forward", true, true),
             ("authorization", true, true),
         ];
+        let auth = Auth { token_header: Some(HeaderName::from_static("x-remote")), ..Auth::default() };
         for (name, stranger, proxy) in table {
-            let sent = headers(&[(name, "1")]);
-            assert_eq!((replaced(&sent, false).is_empty(), replaced(&sent, true).is_empty()), (stranger, proxy), "{name}");
+            let name = HeaderName::from_static(name);
+            assert_eq!((!is_replaced(&name, false, &auth), !is_replaced(&name, true, &auth)), (stranger, proxy), "{name}");
         }
     }
 

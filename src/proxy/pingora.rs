@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header;
+use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_error::{Error, ErrorSource, ErrorType, Result, RetryType};
+use pingora_error::{Error, ErrorSource, ErrorType, OrErr, Result, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
@@ -210,8 +210,16 @@ impl ProxyHttp for Edge {
             }
             request.insert_header(header::CONNECTION, "Upgrade")?;
         }
-        for name in forwarded::replaced(&request.headers, origin.trusted) {
+        let withheld: Vec<HeaderName> = request.headers.keys().filter(|name| ctx.withholds(name)).cloned().collect();
+        for name in withheld {
             request.remove_header(&name);
+        }
+        if let Some(cookies) = ctx.other_cookies(&request.headers) {
+            request.remove_header(&header::COOKIE);
+            if !cookies.is_empty() {
+                request
+                    .insert_header(header::COOKIE, HeaderValue::from_bytes(&cookies).or_err(ErrorType::InvalidHTTPHeader, "cookies")?)?;
+            }
         }
         let mut set = Ok(());
         forwarded::each(origin, prefix.as_deref(), |name, value| {
@@ -233,6 +241,10 @@ impl ProxyHttp for Edge {
                 Ok(())
             }
         })?;
+        // Whatever labels say: who signed in is for us to say.
+        for (name, value) in ctx.told() {
+            request.insert_header(name, value)?;
+        }
         let bodiless = session.as_mut().is_body_empty();
         ctx.transform.request_begins(route, request, bodiless, &self.fetch, &self.ledger);
         Ok(())

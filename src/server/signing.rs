@@ -20,10 +20,12 @@ use crate::auth::register::Register;
 use crate::auth::roster::Roster;
 use crate::auth::seal::Ring;
 use crate::auth::session::Limits;
+use crate::auth::token::{self, Signer, Tokens};
 use crate::auth::verified::Verified;
 use crate::config::{Config, ldap};
 use crate::state::Live;
 use crate::store::Store;
+use crate::store::memory::Memory;
 
 /// All of it.
 pub struct Signing {
@@ -31,6 +33,7 @@ pub struct Signing {
     directory: Option<Arc<dyn Directory>>,
     register: Arc<Register>,
     keys: Arc<Current<Ring>>,
+    signer: Arc<Current<Signer>>,
     unknown: watch::Sender<Arc<BTreeSet<String>>>,
 }
 
@@ -43,13 +46,23 @@ impl Signing {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let hashing = Hashing::new(cores);
         let (directory, ldap) = directory(config, hashing.clone(), tasks).await?;
+        // Where nobody signs in, nothing of it is kept.
+        let store = if directory.is_some() { store } else { Arc::new(Memory::default()) };
         let limits = Limits::new(&config.auth, directory.as_ref().is_none_or(|directory| directory.looks_up()));
         let register = Arc::new(Register::open(store.clone(), limits).await);
         let schedule = Schedule { rotation: config.auth.key_rotation, lifetime: config.auth.session_lifetime };
-        let keys = Arc::new(Current::open(store, schedule).await);
-        let roster = Roster { register: register.clone(), keys: keys.clone(), verified: Verified::new(&random(), config.auth.basic_cache) };
+        let keys = Arc::new(Current::open(store.clone(), schedule).await);
+        let schedule = Schedule { rotation: config.auth.key_rotation, lifetime: token::KEY_LIFETIME };
+        let signer = Arc::new(Current::open(store, schedule).await);
+        let roster = Roster {
+            register: register.clone(),
+            keys: keys.clone(),
+            verified: Verified::new(&random(), config.auth.basic_cache),
+            signer: signer.clone(),
+            tokens: Tokens::default(),
+        };
         let gate = Arc::new(Gate::new(roster, directory.clone(), ldap, hashing));
-        Ok(Signing { gate, directory, register, keys, unknown: watch::Sender::default() })
+        Ok(Signing { gate, directory, register, keys, signer, unknown: watch::Sender::default() })
     }
 
     /// What is found out about the groups that labels name.
@@ -59,8 +72,9 @@ impl Signing {
 
     /// Keeps everything up to date from now on.
     pub fn start(self, live: Arc<Live>, swapped: watch::Receiver<()>, tasks: &mut JoinSet<()>) {
-        let Signing { directory, register, keys, unknown, .. } = self;
+        let Signing { directory, register, keys, signer, unknown, .. } = self;
         tasks.spawn(async move { keys.follow().await });
+        tasks.spawn(async move { signer.follow().await });
         let Some(directory) = directory else { return };
         tasks.spawn(census::follow(directory.clone(), live, swapped, unknown));
         tasks.spawn(async move { register.follow(directory).await });
