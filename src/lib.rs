@@ -22,14 +22,15 @@
 //!    start without Docker (`provider`, `store::disk`).
 //! 2. *The table is a function of the snapshot.* No hidden memory: a restart behaves like a reload. What must survive a
 //!    swap lives in [`upstream::Ledger`] (in-flight counts and health, by backend) and [`proxy::limit::Limits`] (rates, places, circuits, by route).
-//! 3. *Protection fails closed.* A finding on an access label, or on a misspelling of one, closes that route (`auth`, `label`).
+//! 3. *Protection fails closed.* A finding on an access label, or on a misspelling of one, closes that route (`auth`, `label`); a directory
+//!    that gives no answer lets nobody in who was not in before (`auth::gate`).
 //! 4. *Conflicts are decided by the data:* the older service keeps the host and path (`route`).
 //! 5. *One load per request*, an `Arc` in the request's context; no guard across an await (`proxy::pingora`).
 //! 6. *One writer per swap* ([`state::Live`]).
 //! 7. *A label never takes a neighbour down.* One bad key invalidates that key or that route (`state`, `tests/labels/`).
 //! 8. *Maps are ordered* wherever the order can reach a user.
 //!
-//! # Five walks
+//! # Six walks
 //! **A label changes.** Docker tells [`provider::docker`], which asks [`provider`] when to list; the listing becomes a
 //! [`snapshot::Snapshot`]; `server` hands it to [`state::State::build`], which asks [`label::parse`] and then each feature's
 //! `parse` for its typed keys; [`state::Live::publish`] compares, stores and says what changed.
@@ -47,6 +48,12 @@
 //! **A name wants a certificate.** [`state::State`] has the wishes of all labels; `server::certify` asks [`certificate::plan`] what is to
 //! be done about the difference to what the [`store`] has, and does it: probes, orders ([`certificate::acme`]), makes, renews, drops.
 //! `server::credentials` turns what there is into the keyring that handshakes take from, while they go on.
+//!
+//! **Somebody signs in.** A route's labels ask for groups; [`proxy::route`] asks [`auth::passage`], which asks who sends the request: a
+//! cookie or remembered credentials say so without a wait (`auth::roster`). Where somebody else has to be asked, the request goes to
+//! `proxy::questions`: `auth::gate` checks passwords at the directory (`auth::ldap`, `auth::file`) within the bounds of
+//! [`auth::throttle`], and `auth::reception` answers at `/.skep/`. `auth::register` keeps sessions in the store, looks their users up again
+//! in the background, and ends them; what still flows is cut then (`proxy::standing`).
 //!
 //! **A user asks why.** `skep explain URL` fetches the snapshot of the running edge, builds the same state from it, and
 //! prints every candidate with the reason it lost: there is no second copy of the rules to disagree with the first.

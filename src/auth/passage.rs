@@ -162,3 +162,150 @@ pub fn challenge(manner: Manner, realm: &str) -> Option<HeaderValue> {
 pub fn can_be_asked_again(method: &Method) -> bool {
     method == Method::GET || method == Method::HEAD
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderName;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::auth::entrant::Proof;
+    use crate::auth::identity::folded;
+    use crate::auth::visitor::Visitor;
+    use crate::config::Auth;
+
+    fn entrant(user: &str, groups: &[&str], proof: Proof) -> Arc<Entrant> {
+        let identity = Identity::new(user, groups.iter().map(|group| (*group).to_owned()));
+        let visitor = Arc::new(Visitor::new(Arc::new(identity), &Auth::default()));
+        Arc::new(Entrant { visitor, proof, renewal: None })
+    }
+
+    fn staff() -> Access {
+        Access { groups: Some(Groups::OneOf([(folded("Staff"), "Staff".to_owned())].into())), ..Access::default() }
+    }
+
+    fn word(passage: Passage) -> &'static str {
+        match passage {
+            Passage::Open => "open",
+            Passage::Enter(_) => "enter",
+            Passage::Challenge => "challenge",
+            Passage::Refused(_) => "refused",
+            Passage::Verify(_) => "verify",
+            Passage::Authorize(_) => "authorize",
+        }
+    }
+
+    #[test]
+    fn who_comes_in() {
+        let claims = Basic { user: "ada".to_owned(), password: Password::new("x".to_owned()) };
+        let authorized = Access { forward_auth: Some("http://a.test/".to_owned()), ..staff() };
+        let anybody = Access { groups: Some(Groups::AnySignedIn), ..Access::default() };
+        let member = || Who::Known(entrant("ada", &["staff"], Proof::Credentials));
+        for (access, who, wanted) in [
+            (Access::default(), Who::Nobody, "open"),
+            (staff(), Who::Nobody, "challenge"),
+            (staff(), Who::Claims(claims), "verify"),
+            (staff(), member(), "enter"),
+            (staff(), Who::Known(entrant("bob", &["sales"], Proof::Credentials)), "refused"),
+            (staff(), Who::Known(entrant("ada", &["staff"], Proof::Local)), "refused"),
+            (staff(), Who::Known(entrant("ada", &["staff"], Proof::Authorizer)), "refused"),
+            (anybody, Who::Known(entrant("bob", &[], Proof::Credentials)), "enter"),
+            (authorized.clone(), Who::Nobody, "challenge"),
+            (authorized, member(), "authorize"),
+        ] {
+            assert_eq!(word(passage(&access, "/", &Proved::default(), || who)), wanted, "{access:?}");
+        }
+        let only = Access { forward_auth: Some("http://a.test/".to_owned()), ..Access::default() };
+        assert_eq!(word(passage(&only, "/", &Proved::default(), || Who::Nobody)), "authorize");
+        assert_eq!(word(passage(&only, "/", &Proved { authorized: true, ..Proved::default() }, || Who::Nobody)), "open");
+    }
+
+    #[test]
+    fn only_plain_paths_below_a_prefix_are_let_by() {
+        let access = Access { bypass: vec!["/hooks".to_owned(), "/a/".to_owned()], ..staff() };
+        for (path, open) in [
+            ("/hooks", true),
+            ("/hooks/", true),
+            ("/hooks/x y", true),
+            ("/hooks/%20", true),
+            ("/a", true),
+            ("/a/b", true),
+            ("/hooksx", false),
+            ("/Hooks", false),
+            ("/", false),
+            ("/hooks//x", false),
+            ("//hooks", false),
+            ("/hooks/..;/admin", false),
+            ("/hooks;/admin", false),
+            ("/hooks/%2F..%2Fadmin", false),
+            ("/hooks/%5C..%5Cadmin", false),
+            ("/hooks/\\..\\admin", false),
+            ("/hooks/%252e%252e/admin", false),
+            ("/hooks/.x", false),
+        ] {
+            assert_eq!(word(passage(&access, path, &Proved::default(), || Who::Nobody)) == "open", open, "{path}");
+        }
+    }
+
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, text) in lines {
+            map.append(HeaderName::from_static(name), HeaderValue::from_str(text).expect("a value"));
+        }
+        map
+    }
+
+    #[test]
+    fn everybody_is_asked_in_a_way_that_they_understand() {
+        let html = ("accept", "text/html,*/*;q=0.8");
+        for (mode, lines, wanted) in [
+            (Mode::Form, &[html][..], Manner::Page),
+            (Mode::Form, &[html, ("sec-fetch-mode", "navigate")], Manner::Page),
+            (Mode::Form, &[html, ("sec-fetch-mode", "cors")], Manner::Script),
+            (Mode::Form, &[("sec-fetch-mode", "websocket")], Manner::Script),
+            (Mode::Form, &[html, ("x-requested-with", "XMLHttpRequest")], Manner::Script),
+            (Mode::Form, &[("accept", "application/json"), ("user-agent", "Mozilla/5.0")], Manner::Script),
+            (Mode::Form, &[("accept", "*/*"), ("user-agent", "curl/8")], Manner::Program),
+            (Mode::Form, &[], Manner::Program),
+            (Mode::Form, &[("content-type", "application/grpc+proto")], Manner::Grpc),
+            (Mode::Basic, &[html], Manner::Program),
+            (Mode::Basic, &[("content-type", "application/grpc")], Manner::Grpc),
+        ] {
+            assert_eq!(manner(mode, &headers(lines)), wanted, "{mode:?} {lines:?}");
+        }
+        assert_eq!(challenge(Manner::Program, "a\"\r\\b.test").expect("a value"), "Basic realm=\"ab.test\", charset=\"UTF-8\"");
+    }
+
+    #[test]
+    fn credentials_are_read_once_and_whole() {
+        let of = |text: &str| basic(&headers(&[("authorization", &format!("Basic {}", STANDARD.encode(text)))]));
+        assert_eq!(of("ada:a:b").map(|basic| (basic.user, basic.password.reveal().to_owned())), Some(("ada".into(), "a:b".into())));
+        for text in ["ada", "ada:", ":secret", "a\nb:secret", "ada:sec\0ret", ""] {
+            assert_eq!(of(text), None, "{text:?}");
+        }
+        let good = format!("Basic {}", STANDARD.encode("ada:secret"));
+        assert_eq!(basic(&headers(&[("authorization", &good), ("authorization", &good)])), None);
+        assert_eq!(basic(&headers(&[("authorization", "Bearer YTpi")])), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_authorization_is_survived(text in "[ -~]{0,60}") {
+            if let Some(basic) = basic(&headers(&[("authorization", &text)])) {
+                prop_assert!(!basic.user.is_empty() && !basic.password.is_empty());
+            }
+        }
+
+        #[test]
+        fn what_is_let_by_is_below_its_prefix_however_it_is_read(path in "/[a-z./;%25F\\\\]{0,20}") {
+            let access = Access { bypass: vec!["/a".to_owned()], ..staff() };
+            if let Some(canonical) = crate::route::canonical_path(&path)
+                && word(passage(&access, &canonical, &Proved::default(), || Who::Nobody)) == "open"
+            {
+                let decoded = percent_encoding::percent_decode_str(&canonical).decode_utf8_lossy().into_owned();
+                prop_assert!(decoded == "/a" || decoded.starts_with("/a/"), "{path}");
+                prop_assert!(!decoded.split('/').any(|part| part == ".." || part == "."), "{path}");
+            }
+        }
+    }
+}
