@@ -9,6 +9,7 @@ mod label;
 pub mod ldap;
 pub mod pool;
 pub mod question;
+pub mod referral;
 
 use std::net::IpAddr;
 
