@@ -26,6 +26,7 @@ pub mod passage;
 pub mod pool;
 pub mod question;
 pub mod reception;
+pub mod referral;
 pub mod register;
 pub mod reply;
 pub mod roster;

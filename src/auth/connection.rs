@@ -66,8 +66,10 @@ pub struct Found {
     pub entries: Vec<Entry>,
     /// There are more than were asked for.
     pub more: bool,
-    /// URLs at which there may be more.
+    /// URLs at which there may be more,
     pub references: Vec<String>,
+    /// or at which all of it is: here is nothing.
+    pub elsewhere: bool,
 }
 
 /// Opens connections.
@@ -213,11 +215,12 @@ impl Connection {
         match result.rc {
             0 => Ok(found),
             4 if found.entries.len() >= query.most => Ok(Found { more: true, ..found }),
-            // It is somewhere else.
             10 => {
                 found.references.extend(result.refs.into_iter().take(REFERENCES));
-                Ok(found)
+                Ok(Found { elsewhere: true, ..found })
             }
+            // The limits of time, size and work: the next server has them too.
+            3 | 4 | 11 => Err(Trouble::Question(format!("the search is too large for the server: {}", told(&result)))),
             // The base of the search is gone, or not ours to see.
             32 if query.scope == Scope::Base => Ok(Found::default()),
             32 => Err(Trouble::Server(format!("there is no `{}`, or it may not be seen", query.base))),

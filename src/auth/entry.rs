@@ -147,7 +147,8 @@ mod tests {
             ("nsAccountLock", "TRUE", false),
             ("nsAccountLock", "false", true),
             ("shadowExpire", "-1", true),
-            ("shadowExpire", "20779", true),
+            ("shadowExpire", "20781", true),
+            ("shadowExpire", "20780", false),
             ("shadowExpire", "20000", false),
         ] {
             let entry = Entry::new("uid=ada", [(attribute, value)]);

@@ -18,8 +18,10 @@ use super::failover::{Change, Failover, Health};
 use super::identity::{Identity, Password, folded};
 use super::pool::Pool;
 use super::question;
+use super::referral::Referral;
 use crate::config;
 use crate::config::dn::{Dn, escape};
+use crate::config::ldap::Server;
 
 /// Groups of one user; whoever is in more is in none.
 const GROUPS: usize = 10_000;
@@ -32,9 +34,17 @@ const BATCH: usize = 50;
 pub struct Ldap {
     config: config::Ldap,
     servers: Vec<Pool>,
+    /// Those that may be referred to.
+    others: Vec<Pool>,
     failover: Mutex<Failover>,
     user_attributes: Vec<String>,
     group_attributes: Vec<String>,
+}
+
+/// An entry, and the server that has it.
+struct Located<'a> {
+    entry: Entry,
+    pool: Option<&'a Pool>,
 }
 
 /// Who reads entries: the service account of a server, or somebody who has just signed in.
@@ -53,10 +63,11 @@ impl Ldap {
         if let Some(path) = &config.bind_password_file {
             super::pool::password(path)?;
         }
-        let servers = config.servers.iter().map(|server| Pool::new(config, server.clone(), Arc::clone(&dialer))).collect();
+        let pools = |servers: &[Server]| servers.iter().map(|server| Pool::new(config, server.clone(), Arc::clone(&dialer))).collect();
+        let (servers, others) = (pools(&config.servers), pools(&config.referrals));
         let failover = Mutex::new(Failover::new(config.servers.iter().map(ToString::to_string), Timestamp::now()));
         let (user_attributes, group_attributes) = (question::user_attributes(config), vec![config.group_attribute().to_owned()]);
-        Ok(Ldap { config: config.clone(), servers, failover, user_attributes, group_attributes })
+        Ok(Ldap { config: config.clone(), servers, others, failover, user_attributes, group_attributes })
     }
 
     /// How each server does, in the order of the settings.
@@ -109,15 +120,20 @@ impl Ldap {
         let Some(template) = &self.config.bind_template else {
             let found = self.find(&mut Reader::Service(pool), user).await?;
             // Whoever does not exist is asked about all the same, so that it takes as long.
-            let name = found.as_ref().map_or_else(|| self.nobody(), |entry| entry.dn.clone());
-            let bound = match self.bind(pool, &name, password).await {
+            let name = found.as_ref().map_or_else(|| self.nobody(), |found| found.entry.dn.clone());
+            let at = found.as_ref().and_then(|found| found.pool).unwrap_or(pool);
+            let bound = match self.bind(at, &name, password).await {
                 // Some servers answer so about accounts that are closed.
-                Err(Trouble::Unwilling(_)) if found.as_ref().is_some_and(|entry| entry::closed(entry, Timestamp::now()).is_some()) => None,
+                Err(Trouble::Unwilling(_))
+                    if found.as_ref().is_some_and(|found| entry::closed(&found.entry, Timestamp::now()).is_some()) =>
+                {
+                    None
+                }
                 bound => bound?,
             };
-            let (Some(connection), Some(entry)) = (bound, found) else { return Ok(None) };
+            let (Some(connection), Some(found)) = (bound, found) else { return Ok(None) };
             connection.close().await;
-            return self.identity(&mut Reader::Service(pool), &entry).await;
+            return self.identity(&mut Reader::Service(pool), &found.entry).await;
         };
         let name = filled(template, user);
         let Some(mut connection) = self.bind(pool, &name, password).await? else { return Ok(None) };
@@ -125,7 +141,7 @@ impl Ldap {
         let mut reader = if self.config.bind_dn.is_some() { Reader::Service(pool) } else { Reader::Own(&mut connection) };
         let entry = match dn {
             Bearer::Dn(dn) => self.read(&mut reader, &dn).await?,
-            Bearer::Account(account) => self.find(&mut reader, &account).await?,
+            Bearer::Account(account) => self.find(&mut reader, &account).await?.map(|found| found.entry),
         };
         let Some(entry) = entry else {
             return Err(Trouble::Question(format!("`{name}` signed in, but may not see the entry")));
@@ -171,28 +187,47 @@ impl Ldap {
     }
 
     /// The entry of whoever signs in as `user`; `None` if there is none, or if there are several.
-    async fn find(&self, reader: &mut Reader<'_>, user: &str) -> Result<Option<Entry>, Trouble> {
+    async fn find(&self, reader: &mut Reader<'_>, user: &str) -> Result<Option<Located<'_>>, Trouble> {
         let base = self.config.user_base.as_deref().unwrap_or_default();
         let filter = question::user(&self.config, user);
         let query = Query { base, scope: Scope::Subtree, filter: &filter, attributes: &self.user_attributes, most: 1 };
         let found = reader.search(query).await?;
-        if found.more || found.entries.len() > 1 {
-            tracing::warn!(
-                user,
-                "several entries of the directory are called so: none of them may sign in; narrow ldap.user-base or ldap.user-filter"
-            );
+        let mut more = found.more;
+        let mut all: Vec<Located<'_>> = found.entries.into_iter().map(|entry| Located { entry, pool: None }).collect();
+        let mut followed = false;
+        for (pool, base) in found.references.iter().filter_map(|url| self.referred(url)) {
+            followed = true;
+            let base = if base.is_empty() { query.base } else { &base };
+            // Whether that one answers says nothing about this one.
+            let there = pool.search(Query { base, ..query }).await.map_err(|why| Trouble::Question(format!("by a referral, {why}")))?;
+            more |= there.more;
+            all.extend(there.entries.into_iter().map(|entry| Located { entry, pool: Some(pool) }));
+        }
+        if found.elsewhere && !followed {
+            return Err(elsewhere(&found.references));
+        }
+        if more || all.len() > 1 {
+            tracing::warn!(user, "several entries are called so, and none may sign in; narrow ldap.user-base or ldap.user-filter");
             return Ok(None);
         }
-        if found.entries.is_empty() && !found.references.is_empty() {
-            tracing::debug!(user, references = ?found.references, "the directory refers to other servers, which are not asked");
-        }
         // Without a name it would be everybody's.
-        Ok(found.entries.into_iter().next().filter(|entry| !entry.dn.is_empty()))
+        Ok(all.pop().filter(|found| !found.entry.dn.is_empty()))
+    }
+
+    /// Where a referral leads, if it may be followed.
+    fn referred(&self, url: &str) -> Option<(&Pool, String)> {
+        let referral = Referral::parse(url)?;
+        let pool = self.others.iter().find(|pool| pool.server == referral.server)?;
+        Some((pool, referral.base))
     }
 
     async fn read(&self, reader: &mut Reader<'_>, dn: &str) -> Result<Option<Entry>, Trouble> {
         let query = Query { base: dn, scope: Scope::Base, filter: "(objectClass=*)", attributes: &self.user_attributes, most: 1 };
-        Ok(reader.search(query).await?.entries.into_iter().next())
+        let found = reader.search(query).await?;
+        match found.elsewhere {
+            true => Err(elsewhere(&found.references)),
+            false => Ok(found.entries.into_iter().next()),
+        }
     }
 
     async fn identity(&self, reader: &mut Reader<'_>, entry: &Entry) -> Result<Option<Identity>, Trouble> {
@@ -246,6 +281,9 @@ impl Ldap {
         if found.more {
             return Err(Trouble::Question(format!("more than {GROUPS} groups are found below `{base}`")));
         }
+        if found.elsewhere {
+            return Err(elsewhere(&found.references));
+        }
         let named = |entry: Entry| Some((entry.dn.clone(), entry.name(self.config.group_attribute())?.to_owned()));
         Ok(found.entries.into_iter().filter_map(named).collect())
     }
@@ -259,7 +297,7 @@ impl Ldap {
         let direct = self.config.bind_template.as_deref().map(|template| filled(template, user)).filter(|name| Dn::parse(name).is_some());
         let entry = match direct {
             Some(dn) => self.read(reader, &dn).await?,
-            None => self.find(reader, user).await?,
+            None => self.find(reader, user).await?.map(|found| found.entry),
         };
         let Some(entry) = entry else { return Ok(None) };
         Ok(self.identity(reader, &entry).await?.filter(|identity| entry::is_named(identity, user)))
@@ -284,6 +322,12 @@ impl Reader<'_> {
             Reader::Own(connection) => connection.search(query).await,
         }
     }
+}
+
+/// What is not here is not gone.
+fn elsewhere(references: &[String]) -> Trouble {
+    let first: String = references.first().map_or("another server", String::as_str).chars().take(100).collect();
+    Trouble::Server(format!("it refers to {}, which is not followed", first.escape_debug()))
 }
 
 /// Who signed in.

@@ -23,7 +23,7 @@ const LONGEST: usize = 4096;
 
 /// One server.
 pub struct Pool {
-    server: Server,
+    pub server: Server,
     dialer: Arc<Dialer>,
     account: Option<Account>,
     idle: Mutex<Vec<(Connection, Instant)>>,
