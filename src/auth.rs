@@ -2,6 +2,7 @@
 
 pub mod both;
 pub mod directory;
+pub mod edit;
 pub mod file;
 pub mod hashing;
 pub mod htpasswd;
