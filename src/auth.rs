@@ -7,6 +7,7 @@ pub mod code;
 pub mod connection;
 pub mod cookie;
 pub mod directory;
+pub mod edit;
 pub mod entrance;
 pub mod entrant;
 pub mod entry;

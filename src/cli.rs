@@ -19,6 +19,7 @@ mod settings;
 mod snapshot;
 mod source;
 mod upgrade;
+mod user;
 
 use std::fmt::Display;
 use std::future::Future;
@@ -59,6 +60,8 @@ enum Command {
     Explain(explain::Args),
     /// How the names stand that want certificates, and what is done about them
     Certs(certs::Args),
+    /// The file of users: add, remove, list, set and check passwords
+    User(user::Args),
     /// The reference of all labels
     Labels(labels::Args),
     /// Print what Docker said, as JSON: a bug report that can be asked again
@@ -106,6 +109,7 @@ pub fn main() -> ExitCode {
         Command::Routes(args) => routes::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Certs(args) => certs::run(&args),
+        Command::User(args) => user::run(args),
         Command::Labels(args) => labels::run(&args),
         Command::Snapshot(args) => snapshot::run(&args),
         Command::Health(args) => health::run(&args),

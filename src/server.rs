@@ -7,6 +7,7 @@ mod certify;
 mod credentials;
 pub mod demo;
 mod descriptors;
+pub mod guests;
 pub mod handover;
 mod hello;
 mod holder;

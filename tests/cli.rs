@@ -1,7 +1,7 @@
 //! The command line as its users see it: exit codes and the lines that they look for, from the built binary on small files.
 //! No Docker and no running edge is needed: the admin address that is given here belongs to nobody.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
@@ -217,7 +217,7 @@ fn shells_get_completions_and_people_help() {
         let said = files.skep(&["completions", shell]);
         assert!(said.code == 0 && said.out.contains("explain"), "{shell}");
     }
-    for command in ["run", "demo", "check", "routes", "explain", "labels", "snapshot", "health", "upgrade", "completions"] {
+    for command in ["run", "demo", "check", "routes", "explain", "labels", "snapshot", "user", "health", "upgrade", "completions"] {
         let said = files.skep(&[command, "--help"]);
         assert!(said.code == 0 && said.out.contains("Usage: skep"), "{command}");
     }
@@ -275,4 +275,93 @@ fn a_refused_label_promises_nothing() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1));
     assert!(text.contains("error, see below: a host has no scheme") && !text.contains("serves"), "{text}");
+}
+
+/// `skep user` with a password on its standard input.
+fn user(files: &Files, words: &[&str], password: &str) -> Said {
+    let words = [&["user"], words, &["--password-stdin"]].concat();
+    let mut command = files.command(&words);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // One that refuses its arguments does not read.
+    _ = child.stdin.take().unwrap().write_all(password.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Said { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+#[test]
+fn users_come_sign_in_and_go() {
+    use std::os::unix::fs::PermissionsExt;
+    let files = Files::new(&[("skep.toml", "[auth]\nusers = \"users\"\n")]);
+    let path = files.0.path().join("users");
+    let text = || std::fs::read_to_string(&path).unwrap();
+    let plain = |words: &[&str]| {
+        let output = files.command(&[&["user"], words].concat()).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Said { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
+    };
+    let said = user(&files, &["add", "ada", "--group", "staff", "--group", "Human Resources", "--name", "Ada Lovelace"], "correct horse\n");
+    assert_eq!((said.code, said.err.as_str()), (0, ""), "{}", said.out);
+    assert!(said.out.contains("which is new, in staff, Human Resources"), "{}", said.out);
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(text().starts_with("ada:$argon2id$") && !text().contains("horse"), "{}", text());
+
+    std::fs::write(&path, format!("# kept\n{}", text())).unwrap();
+    let said = user(&files, &["add", "bob", "--email", "bob@example.com"], "short");
+    assert!(said.code == 0 && said.err.contains("shorter than 8") && said.out.contains("in no group"), "{}{}", said.out, said.err);
+    let said = plain(&["list"]);
+    let row = |user: &str| said.out.lines().find(|line| line.starts_with(user)).unwrap().split_whitespace().collect::<Vec<_>>();
+    assert_eq!(row("bob"), ["bob", "-", "-", "bob@example.com"]);
+    assert_eq!(row("ada")[1..], ["Human", "Resources,", "staff", "Ada", "Lovelace", "-"]);
+    let json = plain(&["list", "--json"]).json();
+    assert_eq!((json["users"][0]["user"].as_str(), json["users"].as_array().unwrap().len()), (Some("ada"), 2));
+
+    for (name, password, code, wanted) in [
+        ("Ada", "correct horse", 0, "the password is right: `ada`, in Human Resources, staff"),
+        ("ada", "correct hors", 1, "the password is wrong"),
+        ("ada", "", 1, "the password is wrong"),
+        ("adda", "correct horse", 1, "did you mean `ada`?"),
+    ] {
+        let said = user(&files, &["check", name], password);
+        assert!(said.code == code && said.out.contains(wanted), "{name} {password}: {} {}{}", said.code, said.out, said.err);
+    }
+
+    assert_eq!(user(&files, &["passwd", "ADA"], "new password\r\n").code, 0);
+    assert_eq!(user(&files, &["check", "ada"], "new password").code, 0);
+    assert_eq!(user(&files, &["check", "ada"], "correct horse").code, 1);
+    assert_eq!(plain(&["remove", "ada"]).code, 0);
+    assert!(text().starts_with("# kept\nbob:$argon2id$"), "{}", text());
+}
+
+#[test]
+fn what_cannot_be_done_to_users_changes_nothing() {
+    const HASH: &str = "$2y$04$TW1XwaGi59JVeDrAB0rc.u575ZQYyFeTWE2Qt2NLGqBb3bu.h4LvS";
+    let before = format!("ada:{HASH}:staff\nbroken hunter2\neve:hunter2\n");
+    let files = Files::new(&[("skep.toml", ""), ("users", &before)]);
+    let named = |words: &[&'static str]| [words, &["--file", "users"]].concat();
+    // arguments, password, exit code, what is said
+    for (words, password, code, wanted) in [
+        (vec!["add", "bob"], "a password", 2, "set `auth.users` in the settings"),
+        (vec!["list"], "", 2, "unexpected argument"),
+        (named(&["add", "ADA"]), "a password", 2, "there already, in line 1"),
+        (named(&["add", "a:b"]), "a password", 2, "colon"),
+        (named(&["add", "bob", "--group", "a,b"]), "a password", 2, "comma"),
+        (named(&["add", "bob"]), "", 2, "is empty"),
+        (named(&["add", "bob"]), "a\u{7}b", 2, "control characters"),
+        (named(&["add", "bob", "--password", "secret"]), "", 2, "unexpected argument"),
+        (named(&["passwd", "bob"]), "a password", 2, "there is no user `bob`"),
+        (named(&["check", "eve"]), "hunter2", 1, "cannot sign in"),
+        (vec!["add", "bob", "--file", "absent/users"], "a password", 2, "cannot be written"),
+        (vec!["check", "bob", "--file", "absent"], "a password", 2, "cannot be read"),
+    ] {
+        let said = user(&files, &words, password);
+        let all = said.out + &said.err;
+        assert!(said.code == code && all.contains(wanted) && !all.contains("hunter2"), "{words:?}: {} {all}", said.code);
+    }
+    let output = files.command(&["user", "list", "--file", "users"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("no-hash") && said.contains("bad-hash"), "{said}");
+    assert!(!said.contains("hunter2") && !said.contains(HASH), "{said}");
+    assert_eq!(std::fs::read_to_string(files.0.path().join("users")).unwrap(), before);
+    assert_eq!(std::fs::read_dir(files.0.path()).unwrap().count(), 2);
 }

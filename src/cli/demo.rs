@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::config::{AccessLogFormat, Config, DefaultCertificate};
 use crate::server::demo::{invitation, upstreams};
+use crate::server::guests::Guests;
 use crate::server::{self, Options};
 
 use super::settings::ConfigFile;
@@ -34,13 +35,15 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Outcome {
     let given = ConfigFile::default().read().map_err(Failure::Findings)?.0;
-    let config = config(&args, given);
+    let guests = Guests::invite().map_err(|error| Failure::said(format!("the demo's users cannot be written: {error}")))?;
+    let mut config = config(&args, given);
+    config.auth.users = Some(guests.file());
     run::start_log(&config.log.filter)?;
     server::secrecy::seal_memory();
-    on_all_threads(serve(config))?
+    on_all_threads(serve(config, guests))?
 }
 
-/// The defaults, but nothing that another edge on this machine would miss: no well-known ports, no files.
+/// The defaults, but nothing that another edge on this machine would miss: no well-known ports, no files but that of its users.
 fn config(args: &Args, given: Config) -> Config {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let mut config = Config { docker: given.docker, log: given.log, ..Config::default() };
@@ -60,14 +63,15 @@ fn may_answer(endpoint: &str) -> bool {
     endpoint.strip_prefix("unix://").is_none_or(|path| UnixStream::connect(Path::new(path)).is_ok())
 }
 
-async fn serve(config: Config) -> Outcome {
+async fn serve(config: Config, guests: Guests) -> Outcome {
     let variables = upstreams().await.map_err(|error| Failure::said(format!("the demo's services do not start: {error}")))?;
     let docker = config.docker.enabled.then(|| config.docker.endpoint.clone());
     let options = Options { config, demo: Some(variables), ..Options::default() };
     let mut told = Ok(());
     let ran = server::run(options, |running| {
         if let Some(http) = running.http.first() {
-            told = output::print(&invitation(*http, running.https.first().copied(), running.admin, running.internal_root.as_deref()));
+            let (https, root) = (running.https.first().copied(), running.internal_root.as_deref());
+            told = output::print(&invitation(*http, https, running.admin, root, &guests.people));
         }
         match &docker {
             Some(endpoint) => output::note(&format!("The services of Docker at {endpoint} are routed too.")),

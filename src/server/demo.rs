@@ -13,17 +13,20 @@ use axum::response::Response;
 use axum::routing::{any, get};
 use tokio::net::TcpListener;
 
+use super::guests::Guest;
+
 /// The services of the demo.
 pub const STACK: &str = include_str!("../../config/demo.yml");
 /// Its name in diagnostics.
 pub const STACK_PATH: &str = "config/demo.yml";
 
 /// One upstream: the variable that `config/demo.yml` names it by, what it calls itself, what it does.
-const UPSTREAMS: [(&str, &str, Kind); 6] = [
+const UPSTREAMS: [(&str, &str, Kind); 7] = [
     ("DEMO_HELLO_1", "hello, first task", Kind::Plain),
     ("DEMO_HELLO_2", "hello, second task", Kind::Plain),
     ("DEMO_SHOP", "shop", Kind::Plain),
     ("DEMO_SHOP_NEXT", "shop, next version", Kind::Plain),
+    ("DEMO_OFFICE", "office", Kind::Plain),
     ("DEMO_ECHO", "echo", Kind::Echo),
     ("DEMO_SLOW", "slow", Kind::Slow),
 ];
@@ -105,8 +108,19 @@ async fn slow(name: &'static str, Query(Seconds { seconds }): Query<Seconds>, he
     Response::new(format!("{name}, after {seconds} s\n\n{}", lines(&headers)))
 }
 
+/// Who may enter where somebody has to sign in. The passwords are of this start.
+fn sign_in(port: u16, guests: &[Guest]) -> String {
+    let mut text = format!("\nWho enters http://office.localhost:{port}/ has to sign in, as a member of the group staff. There are:\n\n");
+    for Guest { user, group, password } in guests {
+        text.push_str(&format!("\x20 {user}, password {}, of the group {group}\n", password.reveal()));
+    }
+    let first = guests.first().map(|guest| format!("{}:{}", guest.user, guest.password.reveal())).unwrap_or_default();
+    text.push_str(&format!("\n\x20 curl -u {first} http://office.localhost:{port}/\n"));
+    text
+}
+
 /// What to try, for the terminal.
-pub fn invitation(http: SocketAddr, https: Option<SocketAddr>, admin: Option<SocketAddr>, root: Option<&str>) -> String {
+pub fn invitation(http: SocketAddr, https: Option<SocketAddr>, admin: Option<SocketAddr>, root: Option<&str>, guests: &[Guest]) -> String {
     let port = http.port();
     let mut text = format!(
         "\nSkep is at http://hello.localhost:{port}/ — open it, or try:\n\n\
@@ -119,6 +133,7 @@ pub fn invitation(http: SocketAddr, https: Option<SocketAddr>, admin: Option<Soc
          \x20 curl -i http://nothing.localhost:{port}/       # no such route: 404\n\
          \x20 websocket: ws://echo.localhost:{port}/ws\n"
     );
+    text.push_str(&sign_in(port, guests));
     if let (Some(https), Some(admin)) = (https, admin) {
         let port = https.port();
         text.push_str(&format!(
