@@ -1,5 +1,6 @@
 //! Who may pass a route: what its labels ask for, who somebody is, and the one decision about both. Access rules fail closed.
 
+pub mod account;
 pub mod accounts;
 pub mod both;
 pub mod browser;

@@ -1,168 +1,21 @@
 //! The accounts that have live sessions: what makes a token good or not, at once and on every host. Requests read it without waiting;
 //! what changes takes effect for the next request, and wakes whoever holds a connection open. [`super::register`] keeps it in the store.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::AtomicI64;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::account::{Account, Record, Session, merged, next_check, whole};
 use super::identity::{Identity, folded};
 use super::seal::age;
 use super::session::{Limits, MAX_USER, SessionId, Standing, Token};
 
-/// Sessions of one account; one more ends the oldest.
-pub const MOST_SESSIONS: usize = 32;
 /// Accounts with sessions; one more ends those of the ones that were unused for the longest time.
 pub const MOST_ACCOUNTS: usize = 100_000;
-/// Where accounts are in the store.
-pub const PREFIX: &str = "auth/account/";
-/// When a session was used is noted so precisely, in seconds: most requests write nothing.
-const PRECISION: i64 = 30;
-/// When it was used is kept in the store once that is this part of the idle time behind.
-const DRIFT: u32 = 4;
-
-/// An account as the store keeps it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    /// Folded.
-    pub user: String,
-    pub identity: Identity,
-    /// When the directory said so.
-    pub checked: Timestamp,
-    /// Its first sign-in of those that are remembered.
-    pub since: Timestamp,
-    pub sessions: Vec<Kept>,
-}
-
-/// A session as the store keeps it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
-    pub id: SessionId,
-    pub issued: Timestamp,
-    /// Roughly.
-    pub seen: Timestamp,
-}
-
-impl Record {
-    /// Must `other` be written over it? That the directory said the same again, or that a session was used again just now, need not be.
-    fn is_behind(&self, other: &Record, idle: Duration) -> bool {
-        let ids = |record: &Record| record.sessions.iter().map(|session| session.id).collect::<BTreeSet<_>>();
-        let seen = |record: &Record| record.sessions.iter().map(|session| session.seen).max();
-        let drift = seen(self).zip(seen(other)).is_some_and(|(kept, seen)| age(kept, seen) >= idle / DRIFT);
-        self.identity != other.identity || ids(self) != ids(other) || drift
-    }
-}
-
-/// The key of the folded `user` in the store.
-pub fn key(user: &str) -> String {
-    let hex: String = digest(&SHA256, user.as_bytes()).as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{PREFIX}{hex}")
-}
-
-/// One of an account's sessions.
-#[derive(Clone, Debug)]
-struct Session {
-    id: SessionId,
-    issued: Timestamp,
-    /// In seconds; shared by all versions of the account.
-    seen: Arc<AtomicI64>,
-    /// What the store has as `seen`; `None`: the store does not have the session.
-    saved: Option<i64>,
-}
-
-impl Session {
-    fn seen(&self) -> Timestamp {
-        Timestamp::from_second(self.seen.load(Ordering::Relaxed)).unwrap_or(self.issued)
-    }
-
-    fn touch(&self, now: Timestamp) {
-        if now.as_second() >= self.seen.load(Ordering::Relaxed) + PRECISION {
-            self.seen.fetch_max(now.as_second(), Ordering::Relaxed);
-        }
-    }
-
-    fn is_over(&self, now: Timestamp, limits: &Limits) -> bool {
-        // Another process may know of a later use that the store does not have yet.
-        let idle = limits.idle + limits.idle / DRIFT + Duration::from_secs(60);
-        age(self.issued, now) >= limits.lifetime || age(self.seen(), now) >= idle
-    }
-}
-
-/// One version of an account: it is replaced, never changed.
-#[derive(Clone, Debug)]
-struct Account {
-    identity: Arc<Identity>,
-    checked: Timestamp,
-    since: Timestamp,
-    next_check: Timestamp,
-    sessions: Vec<Session>,
-    /// Ended here; the store may still have them.
-    ended: Vec<SessionId>,
-    /// Does the store have this identity?
-    saved: bool,
-    /// Cancelled when this version is not true any more in what it lets anybody do.
-    changed: CancellationToken,
-}
-
-impl Account {
-    /// Without sessions yet.
-    fn new(identity: Identity, now: Timestamp, next_check: Timestamp) -> Account {
-        let (identity, sessions, ended, changed) = (Arc::new(identity), Vec::new(), Vec::new(), CancellationToken::new());
-        Account { identity, checked: now, since: now, next_check, sessions, ended, saved: false, changed }
-    }
-
-    /// With what the directory just said. The same again stays the same in memory, so that what was made from it is still good.
-    fn confirmed(&self, identity: Identity, now: Timestamp, next_check: Timestamp) -> Account {
-        let same = *self.identity == identity;
-        let identity = if same { Arc::clone(&self.identity) } else { Arc::new(identity) };
-        Account { identity, checked: now, next_check, saved: self.saved && same, ..self.clone() }
-    }
-
-    /// Ends the oldest sessions beyond what an account may have.
-    fn bound(&mut self) {
-        let many = self.sessions.len().saturating_sub(MOST_SESSIONS);
-        self.ended.extend(self.sessions.drain(..many).map(|session| session.id));
-    }
-
-    fn last_seen(&self) -> i64 {
-        self.sessions.iter().map(|session| session.seen.load(Ordering::Relaxed)).max().unwrap_or_default()
-    }
-
-    fn is_behind(&self, idle: Duration) -> bool {
-        let drift = |session: &Session| {
-            let now = session.seen.load(Ordering::Relaxed);
-            session.saved.is_none_or(|saved| u64::try_from(now - saved).is_ok_and(|drift| drift >= (idle / DRIFT).as_secs().max(1)))
-        };
-        !self.saved || !self.ended.is_empty() || self.sessions.iter().any(drift)
-    }
-
-    /// Ends the sessions that `over` names.
-    fn end(&mut self, over: impl Fn(&Session) -> bool) {
-        let (ended, left) = std::mem::take(&mut self.sessions).into_iter().partition::<Vec<_>, _>(over);
-        self.sessions = left;
-        self.ended.extend(ended.iter().map(|session| session.id));
-    }
-
-    fn record(&self, user: &str) -> Option<Record> {
-        let kept = |session: &Session| Kept { id: session.id, issued: session.issued, seen: session.seen() };
-        let sessions: Vec<Kept> = self.sessions.iter().map(kept).collect();
-        let (identity, checked, since) = (Identity::clone(&self.identity), self.checked, self.since);
-        (!sessions.is_empty()).then(|| Record { user: user.to_owned(), identity, checked, since, sessions })
-    }
-
-    /// May whoever held a connection open under `self` not do so any more?
-    fn takes_from(&self, other: &Account) -> bool {
-        let alive = |id: SessionId| other.sessions.iter().any(|session| session.id == id);
-        !Arc::ptr_eq(&self.identity, &other.identity) || !self.sessions.iter().all(|session| alive(session.id))
-    }
-}
 
 /// A session that is alive, at the time of a request.
 #[derive(Clone, Debug)]
@@ -180,6 +33,12 @@ pub struct Live {
 impl Live {
     pub fn identity(&self) -> &Arc<Identity> {
         &self.account.identity
+    }
+
+    fn touch(&self, now: Timestamp) {
+        if let Some(session) = self.account.sessions.iter().find(|session| session.id == self.session) {
+            session.touch(now);
+        }
     }
 
     /// What the browser gets at `now`, by a new cookie or on another host.
@@ -212,10 +71,12 @@ impl Accounts {
     pub fn find(&self, token: Token, now: Timestamp, limits: &Limits) -> Option<Live> {
         let standing = Some(token.judge(now, limits)).filter(|standing| *standing != Standing::Ended)?;
         let account = Arc::clone(&*self.table.get(token.user.as_str())?);
-        alive(account, token.user, token.session, now, limits, standing == Standing::Renew)
+        let live = alive(account, token.user, token.session, now, limits)?;
+        live.touch(now);
+        Some(Live { renew: standing == Standing::Renew, ..live })
     }
 
-    /// What `live` is now; `None` once its session has ended.
+    /// What `live` is now; `None` once its session has ended. No use of it: that a connection is open keeps no session alive.
     pub fn again(&self, live: &Live, now: Timestamp, limits: &Limits) -> Option<Live> {
         self.session(&live.user, live.session, now, limits)
     }
@@ -223,7 +84,7 @@ impl Accounts {
     /// The session of the folded `user`, if it is alive: for whoever was told of it by something else than its cookie.
     pub fn session(&self, user: &str, session: SessionId, now: Timestamp, limits: &Limits) -> Option<Live> {
         let account = Arc::clone(&*self.table.get(user)?);
-        alive(account, user.to_owned(), session, now, limits, false)
+        alive(account, user.to_owned(), session, now, limits)
     }
 
     /// A new session of `identity`, as the directory just said it to be; `None` if its name is none that can be. `random` names it.
@@ -337,6 +198,11 @@ impl Accounts {
         });
     }
 
+    /// Is there anything of the folded `user`?
+    pub(super) fn knows(&self, user: &str) -> bool {
+        self.table.contains_key(user)
+    }
+
     /// Live accounts, and their sessions.
     pub fn count(&self) -> (usize, usize) {
         let alive = self.table.iter().map(|entry| entry.sessions.len()).filter(|sessions| *sessions > 0);
@@ -411,71 +277,24 @@ pub enum Wanted {
     Nothing,
 }
 
-fn alive(account: Arc<Account>, user: String, id: SessionId, now: Timestamp, limits: &Limits, renew: bool) -> Option<Live> {
+fn alive(account: Arc<Account>, user: String, id: SessionId, now: Timestamp, limits: &Limits) -> Option<Live> {
     let session = account.sessions.iter().find(|session| session.id == id)?;
     let unverified = !limits.looks_up && age(account.checked, now) >= limits.recheck;
     if unverified || session.is_over(now, limits) {
         return None;
     }
-    session.touch(now);
     let issued = session.issued;
-    Some(Live { user, session: id, issued, ends: issued + limits.lifetime, renew, account })
-}
-
-/// Both what the store has and what this process knows. Of sessions, the store knows best of those that it ever had, but for those that
-/// were ended here since.
-fn merged(user: &str, kept: Option<&Record>, held: Option<&Account>, now: Timestamp, limits: &Limits) -> Option<Account> {
-    let from_store = |kept: &Record| Account {
-        since: kept.since,
-        saved: true,
-        ..Account::new(kept.identity.clone(), kept.checked, next_check(user, kept.checked, now, limits))
-    };
-    let mut account = match (kept, held) {
-        (None, None) => return None,
-        (Some(kept), None) => from_store(kept),
-        (Some(kept), Some(held)) if kept.checked > held.checked && kept.identity != *held.identity => {
-            Account { ended: held.ended.clone(), ..from_store(kept) }
-        }
-        (kept, Some(held)) => Account {
-            checked: kept.map_or(held.checked, |kept| kept.checked.max(held.checked)),
-            since: kept.map_or(held.since, |kept| kept.since.min(held.since)),
-            saved: kept.is_some_and(|kept| kept.identity == *held.identity),
-            ..held.clone()
-        },
-    };
-    let known = held.map_or(&[][..], |held| &held.sessions);
-    let kept = kept.map_or(&[][..], |kept| &kept.sessions);
-    account.ended.retain(|id| kept.iter().any(|session| session.id == *id));
-    let theirs = kept.iter().filter(|session| !account.ended.contains(&session.id)).map(|session| {
-        let seen = known.iter().find(|own| own.id == session.id).map_or_else(Arc::default, |own| Arc::clone(&own.seen));
-        seen.fetch_max(session.seen.as_second(), Ordering::Relaxed);
-        Session { id: session.id, issued: session.issued, seen, saved: Some(session.seen.as_second()) }
-    });
-    let ours = known.iter().filter(|own| own.saved.is_none() && !kept.iter().any(|session| session.id == own.id)).cloned();
-    account.sessions = theirs.chain(ours).collect();
-    account.sessions.sort_by_key(|session| session.issued);
-    account.bound();
-    Some(account)
-}
-
-/// When to ask about the folded `user` again: spread over the last quarter of the time, or over all of it where it is overdue, as after a
-/// start; each user has a place of their own.
-fn next_check(user: &str, checked: Timestamp, now: Timestamp, limits: &Limits) -> Timestamp {
-    let hash = user.bytes().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    let part = f64::from(hash >> 8) / f64::from(1u32 << 24);
-    let next = checked + limits.recheck.mul_f64(0.75 + part / 4.0);
-    if next > now { next.min(now + limits.recheck) } else { now + limits.recheck.mul_f64(part) }
-}
-
-/// To the second, as tokens and the store have it.
-fn whole(time: Timestamp) -> Timestamp {
-    Timestamp::from_second(time.as_second()).unwrap_or(time)
+    Some(Live { user, session: id, issued, ends: issued + limits.lifetime, renew: false, account })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
+    use super::super::account::{Kept, MOST_SESSIONS, key};
     use super::super::seal::tests::at;
     use super::*;
 
@@ -699,6 +518,24 @@ mod tests {
         find(&here, &token, 3 * HOUR);
         assert!(save(&here, "ada", &mut store, 3 * HOUR));
         assert_eq!(store.as_ref().expect("kept").sessions[0].seen, at(3 * HOUR));
+    }
+
+    #[test]
+    fn what_the_store_dates_in_the_future_lives_no_longer_for_it() {
+        let (accounts, mut store) = (Accounts::default(), None);
+        sign_in(&accounts, "ada", 0, 1);
+        save(&accounts, "ada", &mut store, 0);
+        let kept = store.expect("kept");
+        for far in [Timestamp::MAX, at(48 * HOUR)] {
+            let session = |id: u8, issued| Kept { id: SessionId([id; 16]), issued, seen: far };
+            let record = Record { checked: far, sessions: vec![session(1, at(0)), session(2, far)], ..kept.clone() };
+            let next = Accounts::default();
+            next.settle("ada", Some(&record), at(1), &limits());
+            let alive = |id: u8, limits: &Limits, now| next.session("ada", SessionId([id; 16]), at(now), limits).is_some();
+            assert!(alive(1, &limits(), 1) && !alive(2, &limits(), 1));
+            assert!(!alive(1, &Limits { looks_up: false, ..limits() }, 400), "what the directory said is as old as it can be");
+            assert!(!next.due(at(400), 9).is_empty());
+        }
     }
 
     #[test]

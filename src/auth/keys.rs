@@ -253,6 +253,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_one_process_signs_can_be_checked_with_what_another_publishes() {
+        let store: Arc<dyn Store> = Arc::new(Memory::default());
+        let open = async || Current::<Signer>::open(Arc::clone(&store), Schedule::of_tokens(&Auth::default())).await;
+        let (here, there) = (open().await, open().await);
+        assert_eq!(here.get().jwks(), there.get().jwks());
+        let text = String::from_utf8(store.get(Signer::KEY).await.expect("read").expect("keys").value.to_vec()).expect("text");
+        assert!(text.contains("secret") && !here.get().jwks().contains("secret"));
+    }
+
+    #[tokio::test]
     async fn what_is_no_key_is_replaced() {
         let store: Arc<dyn Store> = Arc::new(Memory::default());
         for broken in

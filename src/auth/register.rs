@@ -9,12 +9,14 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::accounts::{Accounts, Checked, Due, Live, PREFIX, Record, Wanted, key};
+use super::account::{PREFIX, Record, key};
+use super::accounts::{Accounts, Checked, Due, Live, Wanted};
 use super::directory::{Directory, Unavailable};
 use super::identity::Identity;
 use super::keys::{TRIES, read};
+use super::seal::age;
 use super::session::{Limits, SessionId, Token};
 use crate::store::{self, Change, Error, Store, Version};
 
@@ -22,6 +24,10 @@ use crate::store::{self, Change, Error, Store, Version};
 const TICK: Duration = Duration::from_secs(1);
 /// Whoever signs in or out waits no longer for the store; it goes on by itself.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// A change of the store is seen within this everywhere.
+const NEWS: Duration = Duration::from_secs(10);
+/// Changes of what is read now are certainly told if they happen later than this.
+const SEEN: Duration = Duration::from_secs(5);
 /// Values that are read, and users that are asked about, at a time.
 const AT_ONCE: usize = 8;
 /// Of one look at what is due.
@@ -40,6 +46,11 @@ pub struct Register {
     store: Arc<dyn Store>,
     /// What is in the store: whose it is, and which version was taken over.
     known: Mutex<HashMap<String, (String, Version)>>,
+    /// Who had to make room, and is still in the store.
+    leaving: Mutex<Vec<String>>,
+    /// Whose accounts were read before changes of them are told: what went away in between is told to nobody, so that they are looked
+    /// at again.
+    doubtful: Mutex<HashMap<String, Instant>>,
     /// Reading, merging and taking over is one step for each user, so that what is taken over is never older than before.
     stripes: [tokio::sync::Mutex<()>; STRIPES],
     failure: ArcSwapOption<Unavailable>,
@@ -59,13 +70,15 @@ impl Register {
             limits,
             store,
             known: Mutex::default(),
+            leaving: Mutex::default(),
+            doubtful: Mutex::default(),
             stripes: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             failure: ArcSwapOption::empty(),
         };
         match register.store.list(PREFIX).await {
             Ok(keys) => {
                 let reading = stream::iter(keys.into_keys()).map(|key| register.take_over(key)).buffer_unordered(AT_ONCE);
-                reading.collect::<()>().await;
+                reading.for_each(async |user| register.doubt(user)).await;
             }
             Err(error) => tracing::error!(%error, "who was signed in cannot be read: everybody has to sign in again"),
         }
@@ -90,6 +103,24 @@ impl Register {
         self.accounts.find(token, now, &self.limits)
     }
 
+    /// The same for a token that is not found here and was given out a moment ago: another process may have done so, as during an
+    /// upgrade. Asks the store, so that it is for those alone; older ones would be known.
+    pub async fn find_new(&self, token: Token, now: Timestamp) -> Option<Live> {
+        if age(token.issued, now) < NEWS {
+            self.find_told(&token.user, token.session, now).await?;
+        }
+        self.find(token, now)
+    }
+
+    /// The session of the folded `user`, if it is alive here or in the store: for whoever comes with a code, which is good once.
+    pub async fn find_told(&self, user: &str, session: SessionId, now: Timestamp) -> Option<Live> {
+        if let Some(live) = self.session(user, session, now) {
+            return Some(live);
+        }
+        self.doubt(timeout(PATIENCE, self.take_over(key(user))).await.ok()?);
+        self.session(user, session, now)
+    }
+
     /// What `live` is now; `None` once its session has ended.
     pub fn again(&self, live: &Live, now: Timestamp) -> Option<Live> {
         self.accounts.again(live, now, &self.limits)
@@ -106,10 +137,9 @@ impl Register {
         let signed_in = self.accounts.sign_in(identity, now, &self.limits, random)?;
         for user in &signed_in.evicted {
             tracing::warn!(user, "signed out: there are too many signed-in users, and this one was unused for the longest time");
-            if let Err(error) = self.remove(user).await {
-                tracing::warn!(user, %error, "the store still has the sessions of somebody who was signed out");
-            }
         }
+        // Not for this one to wait for.
+        self.leaving().extend(signed_in.evicted);
         self.save(&signed_in.token.user, "a session is not in the store: it ends with this process unless it can be written later").await;
         Some(signed_in.token)
     }
@@ -130,6 +160,8 @@ impl Register {
 
     /// Keeps everything up to date; never ends.
     pub async fn follow(&self, directory: Arc<dyn Directory>) {
+        // Only now do changes begin to be told.
+        self.doubtful().values_mut().for_each(|since| *since = Instant::now());
         tokio::join!(self.follow_store(), self.keep_time(), self.ask(&*directory));
     }
 
@@ -141,7 +173,7 @@ impl Register {
                 (Some((_, known)), Some(version)) if known == version => {}
                 (Some((user, _)), None) => self.save(&user, UNSEEN).await,
                 (None, None) => {}
-                (_, Some(_)) => self.take_over(key).await,
+                (_, Some(_)) => drop(self.take_over(key).await),
             }
         }
     }
@@ -154,7 +186,13 @@ impl Register {
             for (user, sessions) in self.accounts.sweep(Timestamp::now(), &self.limits) {
                 tracing::info!(user, sessions, "sessions ended: their time is over");
             }
-            let mut failed = false;
+            let leaving = std::mem::take(&mut *self.leaving());
+            for user in leaving {
+                if let Err(error) = self.remove(&user).await {
+                    tracing::warn!(user, %error, "the store still has the sessions of somebody who was signed out");
+                }
+            }
+            let mut failed = self.look_again().await;
             for user in self.accounts.behind(&self.limits, BATCH) {
                 failed |= self.sync(&user).await.inspect_err(|error| tracing::debug!(user, %error, "still not written")).is_err();
             }
@@ -162,21 +200,39 @@ impl Register {
         }
     }
 
+    /// Looks at the accounts again of which a change may not have been told. Did that fail?
+    async fn look_again(&self) -> bool {
+        let again: Vec<_> = self.doubtful().extract_if(|_, since| since.elapsed() >= SEEN).collect();
+        let looks = stream::iter(again).map(async |(user, _)| self.sync(&user).await.err().map(|_| user)).buffer_unordered(AT_ONCE);
+        let failed: Vec<String> = looks.filter_map(async |failed| failed).collect().await;
+        let any = !failed.is_empty();
+        failed.into_iter().for_each(|user| self.doubt(Some(user)));
+        any
+    }
+
+    fn doubt(&self, user: Option<String>) {
+        self.doubtful().extend(user.map(|user| (user, Instant::now())));
+    }
+
     /// Asks the directory about everybody who is signed in, again and again.
     async fn ask(&self, directory: &dyn Directory) {
         if !self.limits.looks_up {
             return;
         }
-        let mut pause = Duration::ZERO;
+        let mut pause = TICK;
         loop {
-            sleep(pause.max(TICK)).await;
+            sleep(pause).await;
             // While nobody answers, one question is enough.
-            let due = self.accounts.due(Timestamp::now(), if pause.is_zero() { BATCH } else { 1 });
+            let down = self.failure.load().is_some();
+            let due = self.accounts.due(Timestamp::now(), if down { 1 } else { BATCH });
+            let full = due.len() == BATCH;
             let asking = stream::iter(due).map(|due| self.ask_about(directory, due)).buffer_unordered(AT_ONCE);
             let answers: Vec<bool> = asking.collect().await;
-            pause = match answers.iter().any(|answered| *answered) || answers.is_empty() && self.failure.load().is_none() {
-                true => Duration::ZERO,
-                false => (pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE),
+            pause = match answers.contains(&true) {
+                true if full => Duration::ZERO,
+                true => TICK,
+                false if self.failure.load().is_some() => (pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE),
+                false => TICK,
             };
         }
     }
@@ -244,21 +300,28 @@ impl Register {
         Err(last)
     }
 
-    /// Takes over what the store has under `key`, whoever's it is.
-    async fn take_over(&self, key: String) {
-        let record = store::read::<Record>(&*self.store, &key).await;
-        match record {
+    /// Takes over what the store has under `key`: whose it is.
+    async fn take_over(&self, key: String) -> Option<String> {
+        match store::read::<Record>(&*self.store, &key).await {
             // Its name says whose it is; else somebody could be given another's sessions.
-            Ok(Some((record, _))) if super::accounts::key(&record.user) == key => self.save(&record.user, UNSEEN).await,
+            Ok(Some((record, _))) if self::key(&record.user) == key => {
+                self.save(&record.user, UNSEEN).await;
+                return Some(record.user);
+            }
             Ok(Some(_)) => tracing::error!(key, "a value of the store is not used: it is another account's"),
             Ok(None) => {}
             Err(error) => tracing::error!(%error, "{UNSEEN}"),
         }
+        None
     }
 
     async fn remove(&self, user: &str) -> Result<(), Error> {
         let key = key(user);
         let _one_at_a_time = self.stripe(&key).lock().await;
+        if self.accounts.knows(user) {
+            // Signed in again.
+            return Ok(());
+        }
         if let Some(entry) = self.store.get(&key).await? {
             self.store.remove(&key, &entry.version).await?;
         }
@@ -275,6 +338,14 @@ impl Register {
 
     fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, (String, Version)>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn doubtful(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
+        self.doubtful.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leaving(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stripe(&self, key: &str) -> &tokio::sync::Mutex<()> {
@@ -382,6 +453,7 @@ mod tests {
         staff.says(Some(Ok(&["staff"])));
         let following = [follow(&here, &staff), follow(&there, &staff)];
         let token = sign_in(&here, "ada", 1).await;
+        assert!(there.find_new(token.clone(), Timestamp::now()).await.is_some(), "before it was told");
         until("the other process knows of the sign-in", || is_alive(&there, &token)).await;
         let held = there.find(token.clone(), Timestamp::now()).expect("alive");
         here.sign_out("ada", token.session).await;
@@ -389,6 +461,20 @@ mod tests {
         timeout(WAIT, held.changed()).await.expect("an open connection hears of it");
         assert!(there.again(&held, Timestamp::now()).is_none());
         following.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    #[tokio::test]
+    async fn what_ended_while_a_process_started_has_ended_there_too() {
+        let (store, staff) = (memory(), Arc::new(Staff::default()));
+        staff.says(Some(Ok(&["staff"])));
+        let here = register(&store).await;
+        let token = sign_in(&here, "ada", 1).await;
+        let there = register(&store).await;
+        here.sign_out("ada", token.session).await;
+        assert!(is_alive(&there, &token), "read, and not followed yet");
+        let following = follow(&there, &staff);
+        until("it has ended", || !is_alive(&there, &token)).await;
+        following.abort();
     }
 
     #[tokio::test]

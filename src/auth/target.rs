@@ -118,7 +118,10 @@ mod tests {
     fn stays(text: &str) -> bool {
         let base = url::Url::parse("https://host/x").expect("a URL");
         let to = base.join(target(text)).expect("resolvable");
-        to.scheme() == "https" && to.host_str() == Some("host") && to.port().is_none() && !to.path().to_lowercase().starts_with("/.skep")
+        to.scheme() == "https"
+            && to.host_str() == Some("host")
+            && to.port().is_none()
+            && to.path().split('/').nth(1).is_some_and(|first| !first.eq_ignore_ascii_case(RESERVED))
     }
 
     proptest! {
