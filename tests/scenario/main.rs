@@ -1,7 +1,9 @@
 //! Short stories against the real thing. One binary, so that it links once; each story has its own ports.
 
 mod acme;
+mod attacks;
 mod authority;
+mod browser;
 mod certs;
 mod clients;
 mod deploys;
@@ -23,6 +25,7 @@ mod secrecy;
 mod secure;
 mod seen;
 mod siege;
+mod signin;
 mod stream;
 mod swarm;
 mod switching;
