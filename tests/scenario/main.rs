@@ -1,7 +1,9 @@
 //! Short stories against the real thing. One binary, so that it links once; each story has its own ports.
 
 mod acme;
+mod attacks;
 mod authority;
+mod browser;
 mod certs;
 mod clients;
 mod deploys;
@@ -24,6 +26,7 @@ mod secrecy;
 mod secure;
 mod seen;
 mod siege;
+mod signin;
 mod slapd;
 mod stream;
 mod swarm;
