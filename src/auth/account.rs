@@ -1,6 +1,5 @@
 //! One account with its sessions: as the store keeps it, as this process holds it, and both put together.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -16,12 +15,16 @@ use super::session::{Limits, SessionId};
 
 /// Sessions of one account; one more ends the oldest.
 pub const MOST_SESSIONS: usize = 32;
+/// Ended sessions that the store may still have: only while it cannot be written are there more than a few.
+const MOST_ENDED: usize = 1024;
 /// Where accounts are in the store.
 pub const PREFIX: &str = "auth/account/";
 /// When a session was used is noted so precisely, in seconds: most requests write nothing.
 const PRECISION: i64 = 30;
 /// What the store dates later than this was written while a clock was wrong, and is not believed.
 const FUTURE: Duration = Duration::from_secs(24 * 3600);
+/// Clocks of processes may be apart so far.
+const SLACK: Duration = Duration::from_secs(300);
 /// When it was used is kept in the store once that is this part of the idle time behind.
 const DRIFT: u32 = 4;
 
@@ -50,10 +53,14 @@ pub struct Kept {
 impl Record {
     /// Must `other` be written over it? That the directory said the same again, or that a session was used again just now, need not be.
     pub fn is_behind(&self, other: &Record, idle: Duration) -> bool {
-        let ids = |record: &Record| record.sessions.iter().map(|session| session.id).collect::<BTreeSet<_>>();
-        let seen = |record: &Record| record.sessions.iter().map(|session| session.seen).max();
-        let drift = seen(self).zip(seen(other)).is_some_and(|(kept, seen)| age(kept, seen) >= idle / DRIFT);
-        self.identity != other.identity || ids(self) != ids(other) || drift
+        let kept = |new: &Kept| self.sessions.iter().find(|kept| kept.id == new.id);
+        let known = |new: &Kept| kept(new).is_some_and(|kept| age(kept.seen, new.seen) < idle / DRIFT);
+        self.identity != other.identity || self.sessions.len() != other.sessions.len() || !other.sessions.iter().all(known)
+    }
+
+    /// When the directory said so, as far as that can be believed.
+    fn checked(&self, now: Timestamp) -> Timestamp {
+        if self.checked <= now + SLACK { self.checked.min(now) } else { Timestamp::UNIX_EPOCH }
     }
 }
 
@@ -126,6 +133,8 @@ impl Account {
     pub fn bound(&mut self) {
         let many = self.sessions.len().saturating_sub(MOST_SESSIONS);
         self.ended.extend(self.sessions.drain(..many).map(|session| session.id));
+        let many = self.ended.len().saturating_sub(MOST_ENDED);
+        self.ended.drain(..many);
     }
 
     pub fn last_seen(&self) -> i64 {
@@ -167,16 +176,16 @@ pub(super) fn merged(user: &str, kept: Option<&Record>, held: Option<&Account>, 
     let from_store = |kept: &Record| Account {
         since: kept.since,
         saved: true,
-        ..Account::new(kept.identity.clone(), kept.checked.min(now), next_check(user, kept.checked.min(now), now, limits))
+        ..Account::new(kept.identity.clone(), kept.checked(now), next_check(user, kept.checked(now), now, limits))
     };
     let mut account = match (kept, held) {
         (None, None) => return None,
         (Some(kept), None) => from_store(kept),
-        (Some(kept), Some(held)) if kept.checked > held.checked && kept.identity != *held.identity => {
+        (Some(kept), Some(held)) if kept.checked(now) > held.checked && kept.identity != *held.identity => {
             Account { ended: held.ended.clone(), ..from_store(kept) }
         }
         (kept, Some(held)) => Account {
-            checked: kept.map_or(held.checked, |kept| kept.checked.min(now).max(held.checked)),
+            checked: kept.map_or(held.checked, |kept| kept.checked(now).max(held.checked)),
             since: kept.map_or(held.since, |kept| kept.since.min(held.since)),
             saved: kept.is_some_and(|kept| kept.identity == *held.identity),
             ..held.clone()

@@ -518,6 +518,12 @@ mod tests {
         find(&here, &token, 3 * HOUR);
         assert!(save(&here, "ada", &mut store, 3 * HOUR));
         assert_eq!(store.as_ref().expect("kept").sessions[0].seen, at(3 * HOUR));
+        let other = sign_in(&here, "ada", 5 * HOUR, 2);
+        save(&here, "ada", &mut store, 5 * HOUR);
+        find(&here, &Token { seen: at(6 * HOUR), ..token }, 6 * HOUR).expect("alive");
+        assert!(save(&here, "ada", &mut store, 6 * HOUR), "each session for itself");
+        find(&here, &other, 6 * HOUR);
+        assert!(here.behind(&limits(), 9).is_empty());
     }
 
     #[test]
@@ -535,6 +541,10 @@ mod tests {
             assert!(alive(1, &limits(), 1) && !alive(2, &limits(), 1));
             assert!(!alive(1, &Limits { looks_up: false, ..limits() }, 400), "what the directory said is as old as it can be");
             assert!(!next.due(at(400), 9).is_empty());
+            next.checked("ada", Some(identity("ada", &["boss"])), at(400), &limits());
+            next.settle("ada", Some(&record), at(401), &limits());
+            let live = next.session("ada", SessionId([1; 16]), at(401), &limits()).expect("alive");
+            assert!(live.identity().belongs("boss"), "what the directory says now counts");
         }
     }
 

@@ -233,8 +233,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_another_process_did_is_taken_over() {
-        let store: Arc<dyn Store> = Arc::new(Memory::default());
-        let (here, other) = (Arc::new(current(&store).await), Arc::new(Memory::default()));
+        let folder = tempfile::tempdir().expect("a directory");
+        let open = || -> Arc<dyn Store> { Arc::new(Keyed::open(folder.path()).expect("a store").0) };
+        let (here, other, store) = (Arc::new(current(&open()).await), Arc::new(Memory::default()), open());
         let there = current(&(Arc::clone(&other) as Arc<dyn Store>)).await;
         assert!(!opens(&there, &here));
         let following = Arc::clone(&here);
@@ -242,7 +243,7 @@ mod tests {
         let theirs = other.get(Ring::KEY).await.expect("read").expect("keys").value;
         let version = store.get(Ring::KEY).await.expect("read").expect("keys").version;
         store.put(Ring::KEY, &theirs, Some(&version)).await.expect("written");
-        for _ in 0..500 {
+        for _ in 0..2000 {
             if opens(&there, &here) {
                 break;
             }
