@@ -351,7 +351,7 @@ impl Exchange {
             host: &self.host,
             path: ended.uri.path(),
             // What the edge's own addresses are asked with proves who somebody is.
-            query: if ended.uri.path().starts_with(entrance::PATH) { "" } else { ended.uri.query().unwrap_or("") },
+            query: if self.path.starts_with(entrance::PATH) { "" } else { ended.uri.query().unwrap_or("") },
             version: match ended.version {
                 Version::HTTP_10 => "HTTP/1.0",
                 Version::HTTP_2 => "HTTP/2.0",
