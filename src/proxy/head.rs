@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use http::header::{self, HeaderMap};
-use http::{StatusCode, Uri};
+use http::{Method, StatusCode, Uri};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
@@ -24,7 +24,7 @@ const BAD_TARGET: Answer = Answer::Refused(StatusCode::BAD_REQUEST, "The request
 const BAD_HOST: Answer = Answer::Refused(StatusCode::BAD_REQUEST, "The request's host is not a host name.");
 
 pub(super) fn target(request: &RequestHeader) -> std::result::Result<Target, Answer> {
-    if !request.raw_path_is_utf8() {
+    if !request.raw_path_is_utf8() || !has_a_path(&request.method, request.raw_path()) {
         return Err(BAD_TARGET);
     }
     let authority = match request.uri.authority() {
@@ -35,6 +35,18 @@ pub(super) fn target(request: &RequestHeader) -> std::result::Result<Target, Ans
         },
     };
     Target::new(authority, request.uri.path(), request.uri.query())
+}
+
+/// Is it one of the forms that say a path (RFC 9112, 3.2)? pingora takes any other text for `/` and would send it on as it came, for
+/// the upstream to find a path in it: `GET admin`.
+fn has_a_path(method: &Method, target: &[u8]) -> bool {
+    let absolute = |scheme: &str| target.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme.as_bytes()));
+    match method {
+        // It is refused for what it is.
+        &Method::CONNECT => true,
+        &Method::OPTIONS if target == b"*" => true,
+        _ => target.starts_with(b"/") || absolute("http://") || absolute("https://"),
+    }
 }
 
 impl Target {

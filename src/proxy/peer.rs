@@ -64,7 +64,8 @@ pub(super) fn rewrite(request: &mut RequestHeader, route: &Route, path: &str, qu
         Some((path, prefix)) => (path.as_str(), prefix.clone()),
         None => (path, None),
     };
-    if request.uri.path() == path && request.uri.scheme().is_none() {
+    // Of an absolute form, pingora keeps the whole for the wire, and its path alone in the URI.
+    if request.uri.path() == path && request.uri.scheme().is_none() && request.raw_path().starts_with(b"/") {
         return Ok(prefix);
     }
     if request.uri.path() == "*" && rewritten.is_none() {

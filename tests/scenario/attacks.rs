@@ -11,10 +11,13 @@ use skep::auth::seal::{Keys, Ring};
 use skep::auth::session::{SessionId, Token};
 use skep::store::Store;
 use skep::store::keyed::Keyed;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use url::Url;
 
-use crate::browser::{Browser, Page};
+use crate::browser::{Browser, Network, Page};
 use crate::harness::*;
+use crate::lean::BY_PINGORA;
 use crate::signin::*;
 
 /// A host with an open and a protected part, one with a path that is let by, and one that is protected whole.
@@ -622,4 +625,643 @@ async fn a_host_that_nobody_named_is_sent_no_code() {
     assert!(page.asks() && page.url.host_str() == Some("evil.test"), "{page:?}");
     let page = browser.submit(&page.sign_in_form().set("user", "ada").set("password", PASSWORD)).await;
     assert_eq!((page.place().as_str(), page.is_of_service()), ("evil.test/x", true), "{page:?}");
+}
+
+/// What a lax server may make of the path of `uri`: decoded once, backslashes as slashes, without parameters, slashes collapsed, dots
+/// resolved.
+fn lax(uri: &str) -> String {
+    let path = uri.split(['?', '#']).next().unwrap();
+    let decoded = percent_encoding::percent_decode_str(path).decode_utf8_lossy().replace('\\', "/");
+    let mut kept: Vec<&str> = Vec::new();
+    for segment in decoded.split('/').map(|segment| segment.split(';').next().unwrap()) {
+        match segment {
+            "" | "." => {}
+            ".." => _ = kept.pop(),
+            _ => kept.push(segment),
+        }
+    }
+    format!("/{}", kept.join("/"))
+}
+
+fn is_below(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The URI that the service was asked for, in an answer of it as text; `None`: the answer is the edge's.
+fn asked_of_service(answer: &str) -> Option<String> {
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    head.to_ascii_lowercase().contains("\r\nx-upstream:").then(|| {
+        let body: serde_json::Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}"));
+        body["uri"].as_str().unwrap().to_owned()
+    })
+}
+
+/// Spellings of `{p}`, and ways to it from `{o}`.
+const SPELLINGS: &[&str] = &[
+    "/{p}",
+    "//{p}",
+    "///{p}",
+    "/./{p}",
+    "/%2e/{p}",
+    "/%2E/{p}",
+    "/{o}/../{p}",
+    "/{o}/..//{p}",
+    "/{o}//../{p}",
+    "/{o}/%2e%2e/{p}",
+    "/{o}/.%2e/{p}",
+    "/{o}/%2e./{p}",
+    "/{o}%2f..%2f{p}",
+    "/{o}/..%2f{p}",
+    "/{o}/%2e%2e%2f{p}",
+    "/{o}%2F%2e%2e%2F{p}",
+    "/{o}/..;/{p}",
+    "/{o}/..;x=1/{p}",
+    "/{o};/../{p}",
+    "/{o}/.;/../{p}",
+    "/{o}/%2e%2e;/{p}",
+    "/{o}/..%3b/{p}",
+    "/;/{p}",
+    "/;x/{p}",
+    "/{p};",
+    "/{p};x=1",
+    "/{p}%3bx",
+    "/{o}\\..\\{p}",
+    "/{o}/..\\{p}",
+    "\\{p}",
+    "/\\{p}",
+    "/{o}%5c..%5c{p}",
+    "/{o}/..%5c{p}",
+    "/%5c{p}",
+    "/%2f{p}",
+    "/%2F/{p}",
+    "/{p}%2f",
+    "/{p}%2fx",
+    "/{p}/",
+    "/{p}/.",
+    "/{p}/..",
+    "/{p}/x/..",
+    "/{p}//x",
+    "/{p}?x",
+    "/{p}#x",
+    "/{p}%23",
+    "/{p}%3f",
+    "/{p}.",
+    "/{p}..",
+    "/{p}%00",
+    "/{p}%20",
+    "/{p}%0a",
+    "/{p}%09",
+    "/%61{t}",
+    "/{o}/%252e%252e/{p}",
+    "/{o}/..%252f{p}",
+    "/{o}/%25%32%65%25%32%65/{p}",
+    "/{o}/%c0%ae%c0%ae/{p}",
+    "/{o}/..%c0%af{p}",
+    "/{o}/.../{p}",
+    "/{o}/....//{p}",
+    "/{o}/../../{p}",
+    "/../{p}",
+    "/..;/{p}",
+    "/.;/{p}",
+    "/{o}/x/../../{p}",
+    "/{o}/?/../{p}",
+    "/{o}#/../{p}",
+    "/{o}/%2e%2e?/{p}",
+    "/{o}/../{o}/../{p}",
+    "http://mixed.test/{p}",
+    "http://mixed.test//{p}",
+    "http://hooks.test/{p}",
+    "http://other.test/{p}",
+    "http://open.test/{p}",
+    "http:/{p}",
+    "{p}",
+    "*",
+    "mixed.test:80",
+];
+
+#[tokio::test]
+async fn no_spelling_of_a_path_leads_around_what_guards_it() {
+    let house = House::with(HOSTS).await;
+    for spelling in SPELLINGS {
+        // A protected part of an open host.
+        let target = spelling.replace("{p}", "admin").replace("{t}", "dmin").replace("{o}", "public");
+        let answer =
+            raw(house.edge.http, format!("GET {target} HTTP/1.1\r\nHost: mixed.test\r\nConnection: close\r\n\r\n").as_bytes()).await;
+        if let Some(uri) = asked_of_service(&answer) {
+            let strange = target.starts_with("http://open.test");
+            assert!(strange || !is_below(&lax(&uri), "/admin"), "{target} reached {uri}");
+        }
+        // An open part of a protected host.
+        let target = spelling.replace("{p}", "secret").replace("{t}", "ecret").replace("{o}", "hooks");
+        let answer =
+            raw(house.edge.http, format!("GET {target} HTTP/1.1\r\nHost: hooks.test\r\nConnection: close\r\n\r\n").as_bytes()).await;
+        if let Some(uri) = asked_of_service(&answer) {
+            let strange = target.starts_with("http://open.test") || target.starts_with("http://mixed.test");
+            assert!(strange || is_below(&lax(&uri), "/hooks"), "{target} reached {uri}");
+        }
+    }
+    let of_admin = |answer: &str| asked_of_service(answer).is_some_and(|uri| is_below(&lax(&uri), "/admin"));
+    // The same as HTTP/2 has it: a scheme and an authority of their own.
+    let network = Network { http2: true, ..house.network() };
+    for spelling in SPELLINGS.iter().filter(|spelling| spelling.starts_with('/') && !spelling.contains(['#', '\\'])) {
+        let path = spelling.replace("{p}", "admin").replace("{t}", "dmin").replace("{o}", "public");
+        let mut client = h2::client::handshake(TcpStream::connect(network.http).await.unwrap()).await.unwrap();
+        tokio::spawn(client.1);
+        let Ok(uri) = format!("http://mixed.test{path}").parse::<http::Uri>() else { continue };
+        let (answer, _) = client.0.send_request(http::Request::get(uri).body(()).unwrap(), true).unwrap();
+        let Ok(answer) = answer.await else { continue };
+        let (head, mut body) = answer.into_parts();
+        let text = match body.data().await {
+            Some(Ok(data)) => String::from_utf8_lossy(&data).into_owned(),
+            _ => String::new(),
+        };
+        let from_service = head.headers.contains_key("x-upstream");
+        assert!(!from_service || !of_admin(&format!("\r\nx-upstream:\r\n\r\n{text}")), "{path}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn the_edges_own_paths_are_never_forwarded() {
+    let house = House::with(HOSTS).await;
+    let cookie = format!("skep={}", signed_in(&house, "ada").await.cookie("web.test", "skep"));
+    for path in [
+        "/.skep/",
+        "/.skep/sign-in",
+        "/.skep/sign-in/",
+        "/.skep/enter",
+        "/.skep/enter?code=x",
+        "/.skep/jwks.json",
+        "/.skep/x",
+        "/.skep//x",
+        "/.skep//sign-in",
+        "/%2eskep/",
+        "/%2Eskep/sign-in",
+        "/.%73kep/sign-in",
+        "/x/../.skep/sign-in",
+        "/./.skep/x",
+        "/.skep/../.skep/x",
+        "/.skep/x/../y",
+        "/.skep/%2e%2e%2fx",
+        "/.skep/sign-in;x",
+        "/.skep/sign-in%00",
+        "/.skep/..;/x",
+        "/.skep/%2e/x",
+        "http://web.test/.skep/x",
+    ] {
+        for (method, headers) in
+            [("GET", ""), ("POST", "Content-Length: 0\r\n"), ("PUT", "Content-Length: 0\r\n"), ("OPTIONS", ""), ("TRACE", "")]
+        {
+            for host in ["web.test", "mixed.test"] {
+                let asked = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n{headers}Connection: close\r\n\r\n");
+                let answer = raw(house.edge.http, asked.as_bytes()).await;
+                assert_eq!(asked_of_service(&answer), None, "{method} {host} {path}");
+                assert!(answer.starts_with("HTTP/1.1 "), "{method} {host} {path}: {answer:?}");
+            }
+        }
+    }
+    // What only looks like it is the service's own, and still guarded.
+    for path in ["/.skep", "/.skepx", "/.skepx/y", "/.SKEP/sign-in", "/x/.skep/y", "/.skep;/sign-in", "/.skep%2fsign-in", "//.skep/sign-in"]
+    {
+        let answer = raw(house.edge.http, format!("GET {path} HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n").as_bytes()).await;
+        assert_eq!(asked_of_service(&answer), None, "{path}");
+    }
+}
+
+/// Requests in one piece, none of which has a session. `{}` is a request for what is protected.
+const SMUGGLED: &[&str] = &[
+    "GET / HTTP/1.1\r\nHost: mixed.test\r\n\r\n{}",
+    "GET / HTTP/1.1\r\nHost: mixed.test\r\nContent-Length: 60\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nContent-Length: 4\r\n\r\nabcd{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nTransfer-Encoding:\r\n chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nTransfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nTransfer-Encoding: xchunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nTransfer-Encoding: identity, chunked\r\n\r\n0\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nTransfer_Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nX: y\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nContent-Length: 0\r\nContent-Length: 60\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nContent-Length: 0, 60\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nContent-Length: +0\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nContent-Length: 0x0\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nContent-Length:\r\n 0\r\n\r\n{}",
+    "POST / HTTP/1.1\r\nHost: mixed.test\r\nExpect: 100-continue\r\nContent-Length: 0\r\n\r\n{}",
+    "GET / HTTP/1.1\r\nHost: mixed.test\r\nConnection: Content-Length\r\nContent-Length: 4\r\n\r\nabcd{}",
+    "GET / HTTP/1.1\r\nHost: mixed.test\r\nConnection: Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{}",
+    "GET / HTTP/1.1\r\nHost: mixed.test\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n{}",
+    "GET / HTTP/1.1\r\nHost: mixed.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n{}",
+    "POST /.skep/sign-in HTTP/1.1\r\nHost: mixed.test\r\nContent-Length: 0\r\n\r\n{}",
+    "POST /.skep/sign-in HTTP/1.1\r\nHost: mixed.test\r\nContent-Length: 8\r\n\r\nuser=ada{}",
+    "POST /.skep/sign-in HTTP/1.1\r\nHost: mixed.test\r\nTransfer-Encoding: chunked\r\n\r\n8\r\nuser=ada\r\n0\r\n\r\n{}",
+    "POST /.skep/sign-in HTTP/1.1\r\nHost: mixed.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{}",
+    "GET /.skep/sign-in HTTP/1.1\r\nHost: mixed.test\r\nContent-Length: 4\r\n\r\nabcd{}",
+    "GET /.skep/sign-in HTTP/1.1\r\nHost: mixed.test\r\nContent-Length: 60\r\n\r\n{}",
+    "GET /.skep/x HTTP/1.1\r\nHost: mixed.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{}",
+    "PUT /admin HTTP/1.1\r\nHost: mixed.test\r\nContent-Length: 60\r\n\r\n{}",
+    "GET /admin HTTP/1.1\r\nHost: mixed.test\r\nContent-Length: 60\r\n\r\n{}",
+    "GET /\r\nX: y HTTP/1.1\r\nHost: mixed.test\r\n\r\n{}",
+    "GET / HTTP/1.1\r\nHost: mixed.test\r\nX: y\r\r\n\r\n{}",
+    "GET / HTTP/1.1\r\nHost: mixed.test\r\nX: \0\r\n\r\n{}",
+    "GET http://open.test/admin HTTP/1.1\r\nHost: mixed.test\r\n\r\n{}",
+    "GET http://mixed.test/admin HTTP/1.1\r\nHost: open.test\r\n\r\n{}",
+    "GET /admin HTTP/1.1\r\nHost: open.test\r\nHost: mixed.test\r\n\r\n{}",
+    "GET /admin HTTP/1.1\r\nHost: mixed.test\r\nHost: open.test\r\n\r\n{}",
+    "GET /admin HTTP/1.0\r\nHost: mixed.test\r\n\r\n{}",
+    "GET /admin HTTP/1.1\r\nHost: mixed.test\r\nX-Original-URL: /\r\nX-Rewrite-URL: /\r\nX-HTTP-Method-Override: OPTIONS\r\n\r\n{}",
+];
+
+#[tokio::test]
+async fn no_request_is_smuggled_past_the_check() {
+    let house = House::with(HOSTS).await;
+    for begin in SMUGGLED {
+        for path in ["/admin/smuggled", "/admin"] {
+            let before = house.upstream.seen();
+            let hidden = format!("GET {path} HTTP/1.1\r\nHost: mixed.test\r\nX: {}\r\nConnection: close\r\n\r\n", "x".repeat(9));
+            let bytes = begin.replace("{}", &hidden);
+            let answer = tokio::time::timeout(Duration::from_secs(3), raw(house.edge.http, bytes.as_bytes())).await.unwrap_or_default();
+            let answered = answer.matches("\r\nx-upstream: web").count();
+            assert!(!answer.contains("\"uri\":\"/admin"), "{begin:?}: {answer}");
+            let open = answer.contains("\"host\":\"open.test\"");
+            assert!(house.upstream.seen() - before <= answered + usize::from(answer.is_empty()) || open, "{begin:?}: {answer}");
+        }
+    }
+    // Many requests of one connection, of which each stands for itself.
+    let cookie = signed_in(&house, "ada").await.cookie("web.test", "skep").to_owned();
+    let (with, without) =
+        (format!("GET /in HTTP/1.1\r\nHost: web.test\r\nCookie: skep={cookie}\r\n"), "GET /out HTTP/1.1\r\nHost: web.test\r\n");
+    let bytes = format!("{with}\r\n{without}\r\n{with}\r\n{without}Connection: close\r\n\r\n");
+    let answer = raw(house.edge.http, bytes.as_bytes()).await;
+    let statuses: Vec<_> = answer.match_indices("HTTP/1.1 ").map(|(at, _)| &answer[at + 9..at + 12]).collect();
+    assert_eq!(statuses, ["200", "401", "200", "401"], "{answer}");
+    // The same one after the other, where each may go another way.
+    let stream = hyper_util::rt::TokioIo::new(TcpStream::connect(house.edge.http).await.unwrap());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let session = format!("skep={cookie}");
+    for round in 0..8 {
+        let mut fields = if round % 2 == 0 { vec![("cookie", session.as_str())] } else { vec![] };
+        fields.extend((round % 3 == 0).then_some(BY_PINGORA));
+        sender.ready().await.unwrap();
+        let answer = sender.send_request(request("GET", "web.test", "/", &fields)).await.unwrap();
+        assert_eq!(answer.status().as_u16(), if round % 2 == 0 { 200 } else { 401 }, "{round}");
+        http_body_util::BodyExt::collect(answer.into_body()).await.unwrap();
+    }
+    let mut form = house.browser();
+    let page = form.open(&house.url("web.test/")).await.sign_in_form().set("user", "ada").set("password", PASSWORD);
+    let (body, nonce) = (page.body(), form.cookie("web.test", "skep-form").to_owned());
+    let head =
+        format!("POST /.skep/sign-in HTTP/1.1\r\nHost: web.test\r\nCookie: skep-form={nonce}\r\nContent-Length: {}\r\n\r\n", body.len());
+    let answer = raw(house.edge.http, format!("{head}{body}{without}Connection: close\r\n\r\n").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 303 ") && answer.contains("\r\nHTTP/1.1 401 ") || answer.contains("HTTP/1.1 401 "), "{answer}");
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 2, "{answer}");
+
+    // Over HTTP/2, on one connection.
+    let (mut client, connection) = h2::client::handshake(TcpStream::connect(house.edge.http).await.unwrap()).await.unwrap();
+    tokio::spawn(connection);
+    let mut ask = async |uri: &str, fields: &[(&str, &str)]| {
+        let mut request = http::Request::get(uri);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let (answer, _) = client.send_request(request.body(()).unwrap(), true).unwrap();
+        answer.await.map_or(0, |answer| answer.status().as_u16())
+    };
+    for path_of in [("accept", "*/*"), BY_PINGORA] {
+        for (uri, fields, status) in [
+            ("http://web.test/", &[("cookie", session.as_str())][..], 200),
+            ("http://web.test/", &[], 401),
+            ("http://web.test/", &[("host", "open.test")], 400),
+            ("http://open.test/", &[("host", "web.test")], 400),
+            ("http://open.test/", &[], 200),
+            ("http://other.test/", &[("cookie", session.as_str())], 401),
+            ("http://web.test/", &[("cookie", "a=b"), ("cookie", session.as_str())], 200),
+        ] {
+            assert_eq!(ask(uri, &[fields, &[path_of]].concat()).await, status, "{uri} {fields:?} {path_of:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn credentials_that_can_be_read_in_two_ways_are_none() {
+    let house = House::with(HOSTS).await;
+    let (ada, bob, wrong) = (basic("ada", PASSWORD), basic("bob", PASSWORD), basic("ada", "wrong"));
+    let huge = format!("Basic {}", "QQ".repeat(4000));
+    let nul = basic("ada\0x", PASSWORD);
+    for fields in [
+        &[("authorization", ada.as_str()), ("authorization", bob.as_str())][..],
+        &[("authorization", &ada), ("authorization", &ada)],
+        &[("authorization", &wrong), ("authorization", &ada)],
+        &[("authorization", "Basic")],
+        &[("authorization", "Basic ")],
+        &[("authorization", "Basic ====")],
+        &[("authorization", "Basic QQ==")],
+        &[("authorization", "Bearer x")],
+        &[("authorization", "Negotiate x")],
+        &[("authorization", &huge)],
+        &[("authorization", &nul)],
+        &[("authorization", &basic("ada", ""))],
+        &[("authorization", &basic("", PASSWORD))],
+        &[("proxy-authorization", &ada)],
+        &[("x-authorization", &ada)],
+        &[("x_authorization", &ada)],
+        &[("cookie", &format!("authorization={ada}"))],
+    ] {
+        let reply = house.program("GET", "web.test/", fields).await;
+        assert_eq!(reply.status, 401, "{fields:?}: {reply:?}");
+    }
+    assert_eq!(house.upstream.seen(), 0);
+    let padding = "x".repeat(20_000);
+    for (cookie, statuses) in
+        [(format!("a={padding}"), [401, 431]), (format!("skep={padding}"), [401, 431]), ("a=b; ".repeat(3000), [401, 431])]
+    {
+        let reply = house.program("GET", "web.test/", &[("cookie", &cookie)]).await;
+        assert!(statuses.contains(&reply.status), "{reply:?}");
+    }
+    assert_eq!(house.upstream.seen(), 0);
+}
+
+#[tokio::test]
+async fn nobody_says_of_themselves_who_they_are() {
+    let house = House::with(HOSTS).await;
+    let cookie = format!("skep={}", signed_in(&house, "ada").await.cookie("web.test", "skep"));
+    let names = ["user", "groups", "email", "name"];
+    let spellings: Vec<String> = names
+        .iter()
+        .flat_map(|name| {
+            [
+                format!("X-Forwarded-{name}"),
+                format!("x-forwarded-{name}"),
+                format!("X_Forwarded_{name}"),
+                format!("X-Forwarded_{name}"),
+                format!("x_forwarded-{}", name.to_uppercase()),
+            ]
+        })
+        .collect();
+    for (host, path_of) in
+        [("open.test", ""), ("web.test", ""), ("hooks.test", ""), ("web.test", "Te: trailers\r\n"), ("open.test", "Te: trailers\r\n")]
+    {
+        for spelling in &spellings {
+            let path = if host == "hooks.test" { "/hooks" } else { "/" };
+            for twice in ["", "again"] {
+                let forged =
+                    if twice.is_empty() { format!("{spelling}: root\r\n") } else { format!("{spelling}: a\r\n{spelling}: root\r\n") };
+                let asked = format!(
+                    "GET {path} HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n{forged}{path_of}Connection: close, {spelling}\r\n\r\n"
+                );
+                let answer = raw(house.edge.http, asked.as_bytes()).await;
+                assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains("root"), "{host} {spelling}: {answer}");
+            }
+        }
+    }
+    // And none of it lets anybody in.
+    for spelling in &spellings {
+        assert_eq!(house.program("GET", "web.test/", &[(spelling.to_ascii_lowercase().as_str(), "ada")]).await.status, 401);
+    }
+    for claim in ["remote-user", "x-remote-user", "x-auth-request-user", "x-skep-user", "x-skep-mirror", "x-skep-proof", "via"] {
+        assert_eq!(house.program("GET", "web.test/", &[(claim, "ada")]).await.status, 401, "{claim}");
+    }
+}
+
+#[tokio::test]
+async fn a_form_is_a_form_of_ours_or_none() {
+    let house = House::with_config(HOSTS, |config| config.proxy.body_timeout = Duration::from_millis(500)).await;
+    let mut browser = house.browser();
+    let page = browser.open(&house.url("web.test/")).await;
+    let good = page.sign_in_form().set("user", "ada").set("password", PASSWORD).body();
+    let url = house.url("web.test/.skep/sign-in");
+    let json = r#"{"user":"ada","password":"correct horse"}"#;
+    let multipart = format!(
+        "--b\r\nContent-Disposition: form-data; name=\"user\"\r\n\r\nada\r\n--b\r\nContent-Disposition: form-data; name=\"token\"\r\n\r\n{}\r\n--b--\r\n",
+        page.sign_in_form().field("token")
+    );
+    for (what, kind, body, status) in [
+        ("nothing", "application/x-www-form-urlencoded", String::new(), 403),
+        ("JSON", "application/json", json.to_owned(), 403),
+        ("multipart", "multipart/form-data; boundary=b", multipart, 403),
+        ("twice the user", "application/x-www-form-urlencoded", format!("{good}&user=bob"), 403),
+        ("twice the token", "application/x-www-form-urlencoded", format!("{good}&token=x"), 403),
+        ("twice, written otherwise", "application/x-www-form-urlencoded", format!("{good}&%75ser=bob"), 403),
+        ("broken UTF-8", "application/x-www-form-urlencoded", good.replace("user=ada", "user=ada%ff"), 403),
+        ("a crowd of fields", "application/x-www-form-urlencoded", format!("{good}{}", "&a".repeat(3000)), 403),
+        ("10,000 fields", "application/x-www-form-urlencoded", format!("{good}{}", "&a".repeat(10_000)), 413),
+        ("long", "application/x-www-form-urlencoded", format!("{good}&x={}", "x".repeat(9000)), 413),
+        ("very long", "application/x-www-form-urlencoded", format!("{good}&x={}", "x".repeat(3_000_000)), 413),
+        ("a NUL", "application/x-www-form-urlencoded", good.replace("user=ada", "user=ada%00"), 401),
+        ("no password", "application/x-www-form-urlencoded", good.replace("password=correct+horse", "password="), 401),
+        (
+            "a long password",
+            "application/x-www-form-urlencoded",
+            good.replace("password=correct+horse", &format!("password={}", "x".repeat(6000))),
+            401,
+        ),
+        ("a long name", "application/x-www-form-urlencoded", good.replace("user=ada", &format!("user={}", "a".repeat(3000))), 401),
+    ] {
+        let page = browser.ask("POST", &url, &[("content-type", kind)], body.as_bytes()).await;
+        assert_eq!((page.status(), is_let(&page)), (status, false), "{what}: {page:?}");
+    }
+    let page = browser.ask("POST", &url, &[("content-type", "application/x-www-form-urlencoded")], good.as_bytes()).await;
+    assert!(is_let(&page), "{page:?}");
+
+    // A body that does not come, or not whole; what comes behind one that is too long is no request.
+    let began = |length: usize, body: &str| {
+        format!("POST /.skep/sign-in HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
+    };
+    let slow = raw(house.edge.http, began(100, "user=ada").as_bytes()).await;
+    assert!(slow.starts_with("HTTP/1.1 408 "), "{slow}");
+    let hidden = "GET /hidden HTTP/1.1\r\nHost: open.test\r\nConnection: close\r\n\r\n";
+    for length in [8 * 1024, 8 * 1024 + 1, 20_000] {
+        let before = house.upstream.seen();
+        let answer = raw(house.edge.http, began(length + hidden.len(), &format!("{}{hidden}", "x".repeat(length))).as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{length}: {answer}");
+        assert_eq!((house.upstream.seen(), answer.contains("/hidden")), (before, false), "{length}");
+    }
+    // Who waits to be told to go on is told.
+    let mut stream = TcpStream::connect(house.edge.http).await.unwrap();
+    let head = format!(
+        "POST /.skep/sign-in HTTP/1.1\r\nHost: web.test\r\nExpect: 100-continue\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        good.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    stream.write_all(good.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer)).await.unwrap().unwrap();
+    assert!(answer.contains("HTTP/1.1 403 "), "a form without its cookie: {answer}");
+}
+
+#[tokio::test]
+async fn a_name_is_text_wherever_it_is_shown() {
+    let house = House::with(HOSTS).await;
+    let names = [
+        "ada\r\nSet-Cookie: evil=1",
+        "ada\nLocation: https://evil.test",
+        "\"><script>alert(1)</script>",
+        "'><img src=x onerror=alert(1)>",
+        "</title><svg onload=alert(1)>",
+        "\u{1b}[31mada",
+        "ada\",\"status\":200,\"x\":\"",
+        "ada\n{\"status\":200}",
+        "\u{202e}ada",
+        "{{7*7}}",
+        "*)(uid=*",
+        "ada' or 1=1 --",
+    ];
+    for name in names {
+        let mut browser = house.browser();
+        let form = browser.open(&house.url("web.test/")).await.sign_in_form().set("user", name).set("password", "wrong");
+        let page = browser.post(&form).await;
+        assert_eq!((page.status(), page.asks()), (401, true), "{name:?}: {page:?}");
+        let headers = format!("{:?}", page.reply.headers);
+        assert!(!headers.contains("evil"), "{name:?}: {headers}");
+        for raw in ["<script>", "<img", "<svg", "\r\nSet-Cookie", "\u{1b}"] {
+            assert!(!name.contains(raw) || !page.reply.body.contains(raw), "{name:?}: {}", page.reply.body);
+        }
+        let credentials = basic(name, "wrong");
+        let reply = house.program("GET", "web.test/", &[("authorization", &credentials)]).await;
+        assert!(matches!(reply.status, 401 | 429), "{reply:?}");
+    }
+    // Each line of the log is one of ours, whatever somebody calls themselves or asks for.
+    let query = "/.skep/enter?code=secret-code&x=%0a{";
+    house.program("GET", &format!("web.test{query}"), &[]).await;
+    raw(house.edge.http, b"GET /%2eskep/enter?code=secret-code HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n").await;
+    let lines = house.edge.log_lines(3 * names.len() + 2).await;
+    assert!(lines.iter().all(|line| line["status"] != 200 || line["path"] == "/.skep/sign-in"), "{lines:?}");
+    let text = std::fs::read_to_string(house.edge.directory.path().join("access.log")).unwrap();
+    for secret in ["secret-code", "wrong", PASSWORD, "skep-form"] {
+        assert!(!text.contains(secret), "{secret}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_closed_to_somebody_tells_them_nothing_of_the_service() {
+    let house = House::with(HOSTS).await;
+    let bob = basic("bob", PASSWORD);
+    let address = house.upstream.address.to_string();
+    for (credentials, status) in [(None, 401), (Some(bob.as_str()), 403)] {
+        let mut seen = std::collections::BTreeSet::new();
+        for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"] {
+            for path in ["/", "/status/404", "/status/500", "/nothing", "/bytes/10", "/events", "/ws", "/count"] {
+                let mut fields = vec![("accept", "*/*")];
+                fields.extend(credentials.map(|credentials| ("authorization", credentials)));
+                let reply = house.program(method, &format!("web.test{path}"), &fields).await;
+                assert_eq!(reply.status, status, "{method} {path}: {reply:?}");
+                assert!(!reply.body.contains(&address) && !reply.headers.contains_key("x-upstream"), "{method} {path}: {reply:?}");
+                let id = reply.header("x-request-id").to_owned();
+                let names: Vec<_> =
+                    reply.headers.keys().filter(|name| *name != "date" && *name != "connection").map(ToString::to_string).collect();
+                seen.insert((method == "HEAD", names.join(" "), reply.body.replace(&id, "")));
+            }
+        }
+        assert!(seen.len() <= 2, "all look the same: {seen:?}");
+    }
+    assert_eq!(house.upstream.seen(), 0);
+}
+
+#[tokio::test]
+async fn what_is_done_beside_a_request_is_not_done_for_strangers() {
+    let copies = Upstream::start("copy").await;
+    let address = copies.address.to_string();
+    let labels: &[(&str, &[(&str, &str)])] = &[
+        (
+            "web",
+            &[
+                ("skep.host", "web.test"),
+                ("skep.auth", "staff"),
+                ("skep.mirror", "copy"),
+                ("skep.error-page", "5xx pages"),
+                ("skep.rate-limit", "1/h"),
+                ("skep.circuit", "on"),
+                ("skep.compress", "on"),
+                ("skep.redirect-from", "www.test"),
+                ("skep.moved.host", "web.test"),
+                ("skep.moved.path", "/moved"),
+                ("skep.moved.auth", "staff"),
+                ("skep.moved.redirect-regex", "^http://web.test[^/]*/moved(.*) https://secret.test$1"),
+            ],
+        ),
+        ("copy", &[("skep.host", "copy.test"), ("skep.address", &address)]),
+        ("pages", &[("skep.host", "pages.test"), ("skep.address", &address)]),
+    ];
+    let upstream = Upstream::start("web").await;
+    let web = upstream.address.to_string();
+    let own: Vec<(&str, &str)> =
+        labels[0].1.iter().copied().chain([("skep.address", web.as_str()), ("skep.moved.address", web.as_str())]).collect();
+    let users = tempfile::tempdir().unwrap();
+    write_users(&users.path().join("users"), PEOPLE);
+    let edge = Edge::with_config(&services(&[("web", &own), labels[1], labels[2]]), |config| {
+        config.auth.users = Some(users.path().join("users"));
+    })
+    .await;
+    for _ in 0..5 {
+        assert_eq!(get_path(edge.http, "web.test", "/").await.status, 401);
+        let moved = get_path(edge.http, "web.test", "/moved/x").await;
+        assert_eq!((moved.status, moved.header("location")), (401, ""));
+    }
+    assert_eq!((upstream.seen(), copies.seen()), (0, 0));
+    let ada = basic("ada", PASSWORD);
+    let reply = send(edge.http, request("GET", "web.test", "/", &[("authorization", &ada)])).await;
+    assert_eq!(reply.status, 200, "strangers did not use up what members may ask: {reply:?}");
+    let www = get_path(edge.http, "www.test", "/x").await;
+    assert!(www.status == 301 && www.header("location").starts_with("http://web.test"), "{www:?}");
+}
+
+/// What is not a path to us must be none to the service.
+#[tokio::test]
+async fn a_target_that_says_no_path_reaches_nobody() {
+    let house = House::with(HOSTS).await;
+    for target in [
+        "admin",
+        "admin/x",
+        "?x",
+        "*",
+        "*x",
+        "*/admin",
+        "mixed.test:80",
+        "mixed.test",
+        "a:/admin",
+        "foo:bar://h/admin",
+        "ftp://mixed.test/admin",
+        "http:///admin",
+        "http:/admin",
+        "http:admin",
+        "http://mixed.test:81/public",
+        "http://user@mixed.test/public",
+        "http://mixed.test/admin",
+        "http://mixed.test/public/../admin",
+        "HTTP://mixed.test/admin",
+        "\\mixed.test\\admin",
+        ";/admin",
+        ".",
+        "..",
+        "../admin",
+        "%2fadmin",
+    ] {
+        let answer =
+            raw(house.edge.http, format!("GET {target} HTTP/1.1\r\nHost: mixed.test\r\nConnection: close\r\n\r\n").as_bytes()).await;
+        let status = answer.get(9..12).unwrap_or("");
+        let refused =
+            if target.ends_with("/admin") && target.to_ascii_lowercase().starts_with("http://m") { ["401", "400"] } else { ["400"; 2] };
+        assert!(refused.contains(&status), "{target}: {answer}");
+        let connect = answer_of(&house, &format!("CONNECT {target} HTTP/1.1\r\nHost: mixed.test\r\nConnection: close\r\n\r\n")).await;
+        assert!(connect.starts_with("HTTP/1.1 4"), "{target}: {connect}");
+    }
+    assert_eq!(house.upstream.seen(), 0);
+    // The absolute form becomes the usual one.
+    for (target, uri) in [
+        ("http://mixed.test/public?x", "/public?x"),
+        ("https://mixed.test/public", "/public"),
+        ("http://mixed.test", "/"),
+        ("/#/admin", "/"),
+    ] {
+        let answer = answer_of(&house, &format!("GET {target} HTTP/1.1\r\nHost: mixed.test\r\nConnection: close\r\n\r\n")).await;
+        assert_eq!(asked_of_service(&answer).as_deref(), Some(uri), "{target}: {answer}");
+    }
+    let answer = answer_of(&house, "OPTIONS * HTTP/1.1\r\nHost: mixed.test\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(asked_of_service(&answer).as_deref(), Some("*"), "{answer}");
+}
+
+async fn answer_of(house: &House, asked: &str) -> String {
+    raw(house.edge.http, asked.as_bytes()).await
 }
