@@ -34,6 +34,7 @@ pub mod reply;
 pub mod roster;
 pub mod seal;
 pub mod session;
+pub mod standing;
 pub mod target;
 pub mod throttle;
 pub mod token;

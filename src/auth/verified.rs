@@ -38,13 +38,6 @@ pub struct Seal {
     forgotten: u64,
 }
 
-impl Seal {
-    /// One of `lanes`, always the same, that nobody without the key can choose.
-    pub fn lane(&self, lanes: usize) -> usize {
-        usize::from(u16::from_be_bytes([self.digest[0], self.digest[1]])) % lanes
-    }
-}
-
 impl Verified {
     /// Remembers for `life`, five minutes at most; with none, nothing is. `key` is random and of this process.
     pub fn new(key: &[u8; 32], life: Duration) -> Verified {
@@ -218,7 +211,7 @@ mod tests {
                     if verified.get(seal).is_none() {
                         asked.fetch_add(1, Ordering::Relaxed);
                         tokio::task::yield_now().await;
-                        verified.keep(seal, "ada");
+                        verified.keep(seal, Arc::new(Identity::new("ada", [])));
                     }
                 })
             })
