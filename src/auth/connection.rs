@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use ldap3::adapters::{Adapter, PagedResults};
 use ldap3::asn1::StructureTag;
-use ldap3::exop::{WhoAmI, WhoAmIResp};
+use ldap3::exop::WhoAmI;
 use ldap3::{LdapConnAsync, LdapConnSettings, LdapError, LdapResult, ResultEntry, Scope, SearchOptions, StdStream};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -228,17 +228,14 @@ impl Connection {
         }
     }
 
-    /// Whom the server takes us for (RFC 4532): `dn:...`, `u:...`.
+    /// Whom the server takes us for (RFC 4532): `dn:...`, `u:...`; `None`: it does not say.
     ///
     /// # Errors
-    /// It does not say.
-    pub async fn who_am_i(&mut self) -> Result<String, Trouble> {
-        let asked = async { self.ldap.extended(WhoAmI).await?.success() };
-        let (answer, _) = timed(self.request, asked).await?;
-        match answer.val {
-            Some(_) => std::panic::catch_unwind(AssertUnwindSafe(|| answer.parse::<WhoAmIResp>().authzid)).map_err(|_| garbled()),
-            None => Ok(String::new()),
-        }
+    /// There was no answer.
+    pub async fn who_am_i(&mut self) -> Result<Option<String>, Trouble> {
+        let exop = timed(self.request, self.ldap.extended(WhoAmI)).await?;
+        let value = exop.0.val.filter(|_| exop.1.rc == 0);
+        Ok(value.and_then(|value| String::from_utf8(value).ok()).filter(|who| !who.is_empty()))
     }
 
     /// Says goodbye, so that the server does not have to notice.
@@ -252,10 +249,7 @@ async fn timed<T>(limit: Duration, work: impl Future<Output = Result<T, LdapErro
     match tokio::time::timeout(limit, AssertUnwindSafe(work).catch_unwind()).await {
         Err(_) => Err(Trouble::Connection(format!("no answer within {limit:?}"))),
         Ok(Err(_)) => Err(garbled()),
-        Ok(Ok(answer)) => answer.map_err(|error| match error {
-            LdapError::LdapResult { result } => Trouble::Server(told(&result)),
-            error => Trouble::Connection(said(&error)),
-        }),
+        Ok(Ok(answer)) => answer.map_err(|error| Trouble::Connection(said(&error))),
     }
 }
 

@@ -135,16 +135,21 @@ impl Ldap {
             connection.close().await;
             return self.identity(&mut Reader::Service(pool), &found.entry).await;
         };
+        // Whoever is named by an entry elsewhere is nobody of these users.
+        if !template.contains('=') && user.contains('=') {
+            return Ok(None);
+        }
         let name = filled(template, user);
         let Some(mut connection) = self.bind(pool, &name, password).await? else { return Ok(None) };
         let dn = self.own_name(&mut connection, &name).await?;
         let mut reader = if self.config.bind_dn.is_some() { Reader::Service(pool) } else { Reader::Own(&mut connection) };
         let entry = match dn {
-            Bearer::Dn(dn) => self.read(&mut reader, &dn).await?,
-            Bearer::Account(account) => self.find(&mut reader, &account).await?.map(|found| found.entry),
+            Bearer::Dn(dn) => self.read(&mut reader, &dn, user).await?,
+            Bearer::Filter(filter) => self.find_by(&mut reader, user, &filter).await?.map(|found| found.entry),
         };
         let Some(entry) = entry else {
-            return Err(Trouble::Question(format!("`{name}` signed in, but may not see the entry")));
+            tracing::debug!(name, "whoever signs in is no user by ldap.user-base and ldap.user-filter, or may not see the own entry");
+            return Ok(None);
         };
         let identity = self.identity(&mut reader, &entry).await;
         drop(reader);
@@ -174,23 +179,35 @@ impl Ldap {
     /// Whose entry it is that just signed in as `name`. What Active Directory takes as a name leads to an entry by its own rules, so it
     /// is asked whom it means.
     async fn own_name(&self, connection: &mut Connection, name: &str) -> Result<Bearer, Trouble> {
+        let unknown = || Trouble::Question("the server does not say who signed in".to_owned());
         if Dn::parse(name).is_some() {
             return Ok(Bearer::Dn(name.to_owned()));
         }
-        let who = connection.who_am_i().await?;
-        let account = who.strip_prefix("u:").map(|account| account.rsplit('\\').next().unwrap_or(account));
-        match (who.strip_prefix("dn:").filter(|dn| !dn.is_empty()), account.filter(|account| !account.is_empty())) {
-            (Some(dn), _) => Ok(Bearer::Dn(dn.to_owned())),
-            (None, Some(account)) => Ok(Bearer::Account(account.to_owned())),
-            (None, None) => Err(Trouble::Question("the server does not say who signed in".to_owned())),
+        if let Some(who) = connection.who_am_i().await? {
+            let account = who.strip_prefix("u:").map(|account| account.rsplit('\\').next().unwrap_or(account));
+            let within = |dn: &Dn| self.config.user_base.as_deref().and_then(Dn::parse).is_some_and(|base| dn.is_within(&base));
+            let dn = who.strip_prefix("dn:").filter(|dn| Dn::parse(dn).as_ref().is_some_and(within));
+            let dn = dn.map(|dn| Bearer::Dn(dn.to_owned()));
+            return dn.or_else(|| account.map(|account| Bearer::Filter(question::user(&self.config, account)))).ok_or_else(unknown);
+        }
+        // Samba does not answer that, and knows this (MS-ADTS, 3.1.1.3.2.43).
+        let attributes = ["tokenGroups".to_owned()];
+        let query = Query { base: "", scope: Scope::Base, filter: "(objectClass=*)", attributes: &attributes, most: 1 };
+        let root = connection.search(query).await?.entries.into_iter().next().unwrap_or_default();
+        match root.bytes("tokenGroups") {
+            [] => Err(unknown()),
+            sids => Ok(Bearer::Filter(question::bearer(sids))),
         }
     }
 
     /// The entry of whoever signs in as `user`; `None` if there is none, or if there are several.
     async fn find(&self, reader: &mut Reader<'_>, user: &str) -> Result<Option<Located<'_>>, Trouble> {
+        self.find_by(reader, user, &question::user(&self.config, user)).await
+    }
+
+    async fn find_by(&self, reader: &mut Reader<'_>, user: &str, filter: &str) -> Result<Option<Located<'_>>, Trouble> {
         let base = self.config.user_base.as_deref().unwrap_or_default();
-        let filter = question::user(&self.config, user);
-        let query = Query { base, scope: Scope::Subtree, filter: &filter, attributes: &self.user_attributes, most: 1 };
+        let query = Query { base, scope: Scope::Subtree, filter, attributes: &self.user_attributes, most: 1 };
         let found = reader.search(query).await?;
         let mut more = found.more;
         let mut all: Vec<Located<'_>> = found.entries.into_iter().map(|entry| Located { entry, pool: None }).collect();
@@ -221,8 +238,11 @@ impl Ldap {
         Some((pool, referral.base))
     }
 
-    async fn read(&self, reader: &mut Reader<'_>, dn: &str) -> Result<Option<Entry>, Trouble> {
-        let query = Query { base: dn, scope: Scope::Base, filter: "(objectClass=*)", attributes: &self.user_attributes, most: 1 };
+    /// The entry `dn`, if it is what the settings call a user.
+    async fn read(&self, reader: &mut Reader<'_>, dn: &str, user: &str) -> Result<Option<Entry>, Trouble> {
+        let own = self.config.user_filter.as_ref().map(|_| question::user(&self.config, user));
+        let filter = own.as_deref().unwrap_or("(objectClass=*)");
+        let query = Query { base: dn, scope: Scope::Base, filter, attributes: &self.user_attributes, most: 1 };
         let found = reader.search(query).await?;
         match found.elsewhere {
             true => Err(elsewhere(&found.references)),
@@ -296,7 +316,7 @@ impl Ldap {
         let reader = &mut Reader::Service(pool);
         let direct = self.config.bind_template.as_deref().map(|template| filled(template, user)).filter(|name| Dn::parse(name).is_some());
         let entry = match direct {
-            Some(dn) => self.read(reader, &dn).await?,
+            Some(dn) => self.read(reader, &dn, user).await?,
             None => self.find(reader, user).await?.map(|found| found.entry),
         };
         let Some(entry) = entry else { return Ok(None) };
@@ -333,8 +353,8 @@ fn elsewhere(references: &[String]) -> Trouble {
 /// Who signed in.
 enum Bearer {
     Dn(String),
-    /// By the user's attribute.
-    Account(String),
+    /// Whom this finds.
+    Filter(String),
 }
 
 /// The name to bind with. A name with a domain of its own is what Active Directory takes as it is.

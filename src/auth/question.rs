@@ -36,6 +36,13 @@ pub fn user(ldap: &Ldap, user: &str) -> String {
     }
 }
 
+/// Finds the one person among these security identifiers of Active Directory: somebody's own, and those of all groups.
+pub fn bearer(sids: &[Vec<u8>]) -> String {
+    // The own one comes first.
+    let each: String = sids.iter().take(64).map(|sid| format!("(objectSid={})", escape_bytes(sid))).collect();
+    format!("(&(objectCategory=person)(objectClass=user)(|{each}))")
+}
+
 /// The attributes of users that are asked for.
 pub fn user_attributes(ldap: &Ldap) -> Vec<String> {
     let named = [&ldap.name_attribute, &ldap.email_attribute].into_iter().flatten().map(String::as_str);
