@@ -1,6 +1,7 @@
 //! Who may pass a route: what its labels ask for, who somebody is, and the one decision about both. Access rules fail closed.
 
 pub mod connection;
+pub mod dialer;
 pub mod directory;
 pub mod entry;
 pub mod failover;
@@ -10,6 +11,7 @@ pub mod ldap;
 pub mod pool;
 pub mod question;
 pub mod referral;
+pub mod tree;
 
 use std::net::IpAddr;
 

@@ -23,11 +23,13 @@ const ASSEMBLERS: [&str; 4] = ["main", "cli", "server", "lib"];
 const PURE_CHILDREN: [&str; 8] = ["auth", "label", "config", "route", "upstream", "traffic", "state", "certificate"];
 
 /// Children of pure parents that act all the same, each for a reason: checks ask tasks over the network, certificates are asked of
-/// authorities, DNS servers and the file system.
+/// authorities, DNS servers and the file system, and users of a directory server.
 const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("auth", "connection"),
+    ("auth", "dialer"),
     ("auth", "ldap"),
     ("auth", "pool"),
+    ("auth", "tree"),
     ("certificate", "account"),
     ("certificate", "acme"),
     ("certificate", "api"),
