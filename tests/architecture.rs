@@ -28,6 +28,7 @@ const PURE_CHILDREN: [&str; 8] = ["auth", "label", "config", "route", "upstream"
 /// authorities, DNS servers and the file system.
 const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("auth", "connection"),
+    ("auth", "dialer"),
     ("auth", "file"),
     ("auth", "gate"),
     ("auth", "hashing"),
@@ -37,6 +38,7 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("auth", "reception"),
     ("auth", "register"),
     ("auth", "roster"),
+    ("auth", "tree"),
     ("auth", "verified"),
     ("certificate", "account"),
     ("certificate", "acme"),
@@ -58,6 +60,8 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("certificate", "unverified"),
     ("certificate", "zone"),
     ("upstream", "probe"),
+    /// authorities, DNS servers and the file system, and users of a directory server.
+    const ACTING_CHILDREN: &[(&str, &str)] = &[
 ];
 
 /// Neighbours of one rank that may see each other: the configuration writes durations and meanings as labels do, and a
