@@ -197,7 +197,7 @@ fn challenge(state: &State, route: &Arc<Route>, head: &Head<'_>) -> Routed {
     let people = route.access.groups.is_some();
     let mode = if people { route.access.mode } else { auth::Mode::Basic };
     let answer = match manner(mode, head.headers) {
-        Manner::Page if state.config.auth.host.as_deref().is_some_and(|host| host != head.host) => {
+        Manner::Page if state.config.auth.host.as_deref().is_some_and(|host| host != head.host) && state.sign_ins.names(head.host) => {
             return Routed::Ask(Some(route.clone()), Question::Depart);
         }
         Manner::Page => {

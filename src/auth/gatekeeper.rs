@@ -46,7 +46,9 @@ pub struct Visit<'a> {
     pub body: &'a [u8],
     /// Scheme and authority as the client knows them: `https://app.example.com:8443`.
     pub base: String,
-    /// The same of the host at which everybody signs in; `None`: each host by itself.
+    /// The same for whoever is sent here from another host: a port is one of the edge's own, whatever the client says.
+    pub back: String,
+    /// The same of the host at which everybody signs in; `None`: this host signs in by itself.
     pub home: Option<String>,
     /// What is served to this client at a host and a path.
     pub destination: &'a (dyn Fn(&str, &str) -> Option<Destination> + Sync),

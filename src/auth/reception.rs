@@ -174,15 +174,19 @@ impl Gate {
 
     async fn sign_out(&self, visit: &Visit<'_>) -> Reply {
         let caller = &visit.caller;
+        let foreign = is_cross_site(caller.headers, authority(visit), caller.secure);
         let Some(live) = self.roster.session(caller) else {
-            return page::signed_out(caller.host).with(SET_COOKIE, &Cookie::Session.delete(caller.secure));
+            // Browsers send none of our cookies with another site's form, and would lose a good one by the answer to it.
+            let dead = !foreign && Cookie::Session.values(caller.headers, caller.secure).next().is_some();
+            let reply = page::signed_out(caller.host);
+            return if dead { reply.with(SET_COOKIE, &Cookie::Session.delete(caller.secure)) } else { reply };
         };
         let fields = Fields::parse(visit.body).unwrap_or_default();
         let token = fields.token.unwrap_or_default();
         let form = Form::SignOut(live.session);
         let ours = form_nonce(visit)
             .is_some_and(|nonce| self.roster.keys.with(|ring| form.accepts(ring, caller.host, &nonce, &token, caller.now)));
-        if !ours || is_cross_site(caller.headers, authority(visit), caller.secure) {
+        if !ours || foreign {
             self.note(Event::Forged, caller, &live.user);
             return Reply { status: StatusCode::FORBIDDEN, ..self.sign_out_page(visit) };
         }
@@ -207,7 +211,7 @@ impl Gate {
         let known = nonce(visit, Cookie::Enter);
         // Several tabs leave at once: all of them come back with the same one.
         let nonce = known.unwrap_or_else(|| Nonce::new(random()));
-        let authority = authority(visit).to_owned();
+        let authority = visit.back.split_once("://").map_or(caller.host, |(_, authority)| authority).to_owned();
         let ticket = Ticket { authority, path: target(path).to_owned(), secure: caller.secure, nonce: nonce.hash(), made: caller.now };
         let text = self.roster.keys.with(|ring| ticket.seal(ring, host, random()));
         let mut reply = Reply::new(StatusCode::FOUND, "not signed in")
@@ -260,7 +264,7 @@ impl Visit<'_> {
 
     /// Does everybody sign in elsewhere?
     fn is_away(&self) -> bool {
-        self.caller.auth.host.is_some() && !self.is_home()
+        self.home.is_some() && !self.is_home()
     }
 }
 

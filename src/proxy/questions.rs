@@ -12,11 +12,13 @@ use tokio::time::timeout;
 
 use super::answer::Answer;
 use super::exchange::Exchange;
+use super::forwarded::Origin;
 use super::{Question, Routed, secure, url};
 use crate::auth::entrance;
 use crate::auth::gatekeeper::{Caller, Denied, Destination, Gatekeeper, Visit};
 use crate::auth::passage::{Basic, Manner};
 use crate::auth::{self, Verdict};
+use crate::config::Config;
 use crate::route::Head;
 use crate::state::Route;
 
@@ -133,12 +135,22 @@ fn visit<'a>(
     let host = || headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let authority_sent = request.uri.authority().map(|authority| authority.as_str()).or_else(host).unwrap_or_default();
     let config = &ctx.state.config;
-    let home = config.auth.host.as_ref().map(|host| match config.https.listen.is_empty() {
+    let home = config.auth.host.as_ref().filter(|_| ctx.state.sign_ins.names(&ctx.host)).map(|host| match config.https.listen.is_empty() {
         false => secure::https_url(config, host, "", ""),
         true => url(origin, host, "", ""),
     });
     let base = format!("{}://{}", if origin.secure { "https" } else { "http" }, authority(authority_sent, &ctx.host));
-    Some(Visit { caller: caller(ctx, headers)?, method, query: &ctx.query, body, base, home, destination })
+    let back = back(config, origin, &base, &ctx.host);
+    Some(Visit { caller: caller(ctx, headers)?, method, query: &ctx.query, body, base, back, home, destination })
+}
+
+/// Where a browser is sent back to that comes from `base`: what listens at another port of this machine may be anybody, and would be
+/// handed what signs somebody in.
+fn back(config: &Config, origin: &Origin, base: &str, host: &str) -> String {
+    let listen = config.http.listen.iter().chain(&config.https.listen);
+    let ours = |port: u16| port == origin.port || port == config.https.port() || listen.clone().any(|address| address.port() == port);
+    let port = base.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    if port.is_none_or(ours) { base.to_owned() } else { url(origin, host, "", "") }
 }
 
 /// The host with its port, as the client wrote them. What stands in a port's place and is none is dropped.

@@ -97,6 +97,12 @@ impl SignIns {
         let above = || host.split_once('.').and_then(|(_, rest)| self.wildcard.get(rest)).copied();
         self.exact.get(host).copied().or_else(above).or(self.any)
     }
+
+    /// Does a label name `host`, by itself or below a wildcard? Of any other host it is not known whose it is: a browser that is
+    /// signed in elsewhere must not be sent there with what lets it in.
+    pub fn names(&self, host: &str) -> bool {
+        self.exact.contains_key(host) || host.split_once('.').is_some_and(|(_, rest)| self.wildcard.contains_key(rest))
+    }
 }
 
 /// The hosts of all routes that people sign in for, and the one at which they do.

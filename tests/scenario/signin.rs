@@ -82,7 +82,10 @@ fn addressed(labels: Labels<'_>, address: &str) -> String {
     let all: Vec<(&str, Vec<(String, &str)>)> = labels
         .iter()
         .map(|(name, own)| {
-            let keys = own.iter().filter_map(|(key, _)| key.strip_suffix("host")).map(|route| format!("{route}address"));
+            let keys = own
+                .iter()
+                .filter_map(|(key, _)| key.strip_suffix("host").or(key.strip_suffix("rule")))
+                .map(|route| format!("{route}address"));
             (*name, own.iter().map(|(key, value)| ((*key).to_owned(), *value)).chain(keys.map(|key| (key, address))).collect())
         })
         .collect();
