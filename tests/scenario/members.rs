@@ -38,8 +38,6 @@ async fn one_label_of_a_service_lets_members_in_and_nobody_else() {
     let listener = reachable(address).await;
     let here = listener.local_addr().unwrap();
     let name: &'static str = here.ip().to_string().leak();
-    let teedy =
-        "dn: cn=teedy,ou=groups,dc=example,dc=org\nobjectClass: groupOfNames\ncn: teedy\nmember: uid=ada,ou=people,dc=example,dc=org\n";
     let slapd = Slapd::with(Options { names: vec!["127.0.0.1", name], ..Options::default() }).await;
     relay(listener, slapd.tls);
     let section = slapd.section().replace(&slapd.tls.to_string(), &here.to_string());
