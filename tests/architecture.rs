@@ -23,11 +23,10 @@ const ASSEMBLERS: [&str; 4] = ["main", "cli", "server", "lib"];
 const PURE_CHILDREN: [&str; 8] = ["auth", "label", "config", "route", "upstream", "traffic", "state", "certificate"];
 
 /// Children of pure parents that act all the same, each for a reason: checks ask tasks over the network, certificates are asked of
-/// authorities, DNS servers and the file system, users of directories and files.
-/// Children of pure parents that act all the same, each for a reason: users are read from files, passwords hashed aside, a cache has its clock, checks ask tasks over the network, certificates are asked of
-/// authorities, DNS servers and the file system.
+/// authorities, DNS servers and the file system, users of directories and files, passwords are hashed aside, a cache has its clock.
 const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("auth", "connection"),
+    ("auth", "dialer"),
     ("auth", "file"),
     ("auth", "gate"),
     ("auth", "hashing"),
@@ -37,6 +36,7 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("auth", "reception"),
     ("auth", "register"),
     ("auth", "roster"),
+    ("auth", "tree"),
     ("auth", "verified"),
     ("certificate", "account"),
     ("certificate", "acme"),

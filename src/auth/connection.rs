@@ -1,29 +1,19 @@
-//! One conversation with a directory server: TLS by our own rules, a limit on the time and the size of everything, and errors that say
-//! whose they are.
+//! One conversation with a directory server: a limit on the time and the size of everything, and errors that say whose they are.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use ldap3::adapters::{Adapter, PagedResults};
 use ldap3::asn1::StructureTag;
-use ldap3::exop::{WhoAmI, WhoAmIResp};
-use ldap3::{LdapConnAsync, LdapConnSettings, LdapError, LdapResult, ResultEntry, Scope, SearchOptions, StdStream};
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio::net::TcpStream;
+use ldap3::exop::WhoAmI;
+use ldap3::{LdapConnAsync, LdapError, LdapResult, ResultEntry, Scope, SearchOptions};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::entry::Entry;
-use crate::config::ldap::Server;
+use super::entry::{Entry, refusal};
 
 /// References to other servers that one answer may hold.
 const REFERENCES: usize = 16;
@@ -35,7 +25,7 @@ pub enum Trouble {
     Connection(String),
     /// The server says that it cannot, or not now: another one may.
     Server(String),
-    /// The server says that it does not want to, which may be about this user only: another one may.
+    /// This says nothing about the server: it is asked too much, or does not want to for this user. Another one may.
     Unwilling(String),
     /// It would be no better anywhere else.
     Question(String),
@@ -72,16 +62,6 @@ pub struct Found {
     pub elsewhere: bool,
 }
 
-/// Opens connections.
-pub struct Dialer {
-    tls: Arc<ClientConfig>,
-    verifier: Arc<WebPkiServerVerifier>,
-    starttls: bool,
-    connect: Duration,
-    request: Duration,
-    page: usize,
-}
-
 /// A connection to a server; bound as nobody at first.
 pub struct Connection {
     ldap: ldap3::Ldap,
@@ -98,58 +78,13 @@ impl fmt::Display for Trouble {
     }
 }
 
-impl Dialer {
-    /// Trusts the certificates in `ca`, or the machine's authorities.
-    ///
-    /// # Errors
-    /// There is nobody to trust.
-    pub fn new(ldap: &crate::config::Ldap) -> Result<Dialer, String> {
-        let roots = Arc::new(roots(ldap.ca.as_deref())?);
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let no_tls = |error: &dyn fmt::Display| format!("TLS to the directory cannot be set up: {error}");
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
-        let verifier = verifier.build().map_err(|error| no_tls(&error))?;
-        let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(|error| no_tls(&error))?;
-        let tls = Arc::new(tls.with_root_certificates(roots).with_no_client_auth());
-        let (connect, request) = (ldap.connect_timeout, ldap.request_timeout);
-        Ok(Dialer { tls, verifier, starttls: ldap.starttls, connect, request, page: ldap.page_size })
-    }
-
-    /// Connects, with TLS.
-    ///
-    /// # Errors
-    /// The server cannot be reached in time, or is not the one that its certificate should name.
-    pub async fn dial(&self, server: &Server) -> Result<Connection, Trouble> {
-        let late = || Trouble::Connection(format!("no connection within {:?}", self.connect));
-        let opened = AssertUnwindSafe(self.open(server)).catch_unwind();
-        let (connection, ldap) = tokio::time::timeout(self.connect, opened)
-            .await
-            .map_err(|_| late())?
-            .map_err(|_| garbled())?
-            .map_err(|error| Trouble::Connection(said(&error)))?;
+impl Connection {
+    pub(super) fn new(connection: LdapConnAsync, ldap: ldap3::Ldap, request: Duration, page: usize) -> Connection {
         // What it ends with, the requests that are under way are told too.
         let driver = tokio::spawn(async move { drop(connection.drive().await) });
-        Ok(Connection { ldap, _driver: AbortOnDropHandle::new(driver), request: self.request, page: self.page })
+        Connection { ldap, _driver: AbortOnDropHandle::new(driver), request, page }
     }
 
-    async fn open(&self, server: &Server) -> Result<(LdapConnAsync, ldap3::Ldap), LdapError> {
-        let stream = TcpStream::connect((server.host.as_str(), server.port)).await?;
-        stream.set_nodelay(true)?;
-        let settings = LdapConnSettings::new().set_std_stream(StdStream::Tcp(stream.into_std()?)).set_starttls(self.starttls);
-        if !server.host.contains(':') {
-            return LdapConnAsync::with_settings(settings.set_config(Arc::clone(&self.tls)), &server.to_string()).await;
-        }
-        // The client library takes the brackets of an IPv6 address for a part of the name, so it is given another one.
-        let name = ServerName::try_from(server.host.clone())?;
-        let mut tls = (*self.tls).clone();
-        tls.enable_sni = false;
-        tls.dangerous().set_certificate_verifier(Arc::new(Named { name, verifier: Arc::clone(&self.verifier) }));
-        let other = Server { host: "address.invalid".to_owned(), ..server.clone() };
-        LdapConnAsync::with_settings(settings.set_config(Arc::new(tls)), &other.to_string()).await
-    }
-}
-
-impl Connection {
     /// Is it known to have ended?
     pub fn is_closed(&mut self) -> bool {
         self.ldap.is_closed()
@@ -168,7 +103,7 @@ impl Connection {
             0 => Ok(Bound::Yes),
             // No such object, alias problem, invalid DN syntax, inappropriate authentication, invalid credentials, insufficient access
             // rights, constraint violation: about this name and password, not about the server.
-            32 | 33 | 34 | 48 | 49 | 50 | 19 => Ok(Bound::No(refusal(&result))),
+            32 | 33 | 34 | 48 | 49 | 50 | 19 => Ok(Bound::No(refusal(&result.text).map_or_else(|| told(&result), str::to_owned))),
             53 => Err(Trouble::Unwilling(told(&result))),
             _ => Err(Trouble::Server(told(&result))),
         }
@@ -228,17 +163,14 @@ impl Connection {
         }
     }
 
-    /// Whom the server takes us for (RFC 4532): `dn:...`, `u:...`.
+    /// Whom the server takes us for (RFC 4532): `dn:...`, `u:...`; `None`: it does not say.
     ///
     /// # Errors
-    /// It does not say.
-    pub async fn who_am_i(&mut self) -> Result<String, Trouble> {
-        let asked = async { self.ldap.extended(WhoAmI).await?.success() };
-        let (answer, _) = timed(self.request, asked).await?;
-        match answer.val {
-            Some(_) => std::panic::catch_unwind(AssertUnwindSafe(|| answer.parse::<WhoAmIResp>().authzid)).map_err(|_| garbled()),
-            None => Ok(String::new()),
-        }
+    /// There was no answer.
+    pub async fn who_am_i(&mut self) -> Result<Option<String>, Trouble> {
+        let exop = timed(self.request, self.ldap.extended(WhoAmI)).await?;
+        let value = exop.0.val.filter(|_| exop.1.rc == 0);
+        Ok(value.and_then(|value| String::from_utf8(value).ok()).filter(|who| !who.is_empty()))
     }
 
     /// Says goodbye, so that the server does not have to notice.
@@ -252,19 +184,16 @@ async fn timed<T>(limit: Duration, work: impl Future<Output = Result<T, LdapErro
     match tokio::time::timeout(limit, AssertUnwindSafe(work).catch_unwind()).await {
         Err(_) => Err(Trouble::Connection(format!("no answer within {limit:?}"))),
         Ok(Err(_)) => Err(garbled()),
-        Ok(Ok(answer)) => answer.map_err(|error| match error {
-            LdapError::LdapResult { result } => Trouble::Server(told(&result)),
-            error => Trouble::Connection(said(&error)),
-        }),
+        Ok(Ok(answer)) => answer.map_err(|error| Trouble::Connection(said(&error))),
     }
 }
 
-fn garbled() -> Trouble {
+pub(super) fn garbled() -> Trouble {
     Trouble::Connection("what it answers is no LDAP".to_owned())
 }
 
 /// An error of the connection in our words.
-fn said(error: &LdapError) -> String {
+pub(super) fn said(error: &LdapError) -> String {
     match error {
         LdapError::Io { source } => source.to_string(),
         LdapError::LdapResult { result } => format!("StartTLS is refused: {}", told(result)),
@@ -286,24 +215,6 @@ fn told(result: &LdapResult) -> String {
     }
 }
 
-/// Why a name and a password are refused, with what Active Directory hides in `data 52e` (its Win32 error in hexadecimal).
-fn refusal(result: &LdapResult) -> String {
-    let code = result.text.split_once("data ").map(|(_, rest)| rest.split(',').next().unwrap_or_default().trim());
-    let meaning = match code {
-        Some("525") => "there is no such user",
-        Some("52e") => "the password is wrong",
-        Some("530") => "not at this time of day",
-        Some("531") => "not from here",
-        Some("532") => "the password has expired",
-        Some("533") => "the account is disabled",
-        Some("701") => "the account has expired",
-        Some("773") => "the password must be changed first",
-        Some("775") => "the account is locked",
-        _ => return told(result),
-    };
-    meaning.to_owned()
-}
-
 /// `None`: it is no entry.
 fn entry(answer: ResultEntry) -> Option<Entry> {
     let mut parts = answer.0.match_id(4)?.expect_constructed()?.into_iter();
@@ -320,64 +231,4 @@ fn entry(answer: ResultEntry) -> Option<Entry> {
 
 fn texts(tag: StructureTag) -> Option<Vec<String>> {
     tag.expect_constructed()?.into_iter().map(|part| String::from_utf8(part.expect_primitive()?).ok()).collect()
-}
-
-fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    let Some(path) = ca else {
-        let (added, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        return match added {
-            0 => Err("this machine trusts no authority: set ldap.ca to a file with the directory's".to_owned()),
-            _ => Ok(roots),
-        };
-    };
-    let bad = |what: &dyn fmt::Display| format!("ldap.ca, {}, cannot be used: {what}", path.display());
-    let certificates: Vec<CertificateDer<'_>> =
-        CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|error| bad(&error))?;
-    match roots.add_parsable_certificates(certificates) {
-        (0, _) => Err(bad(&"there is no certificate in it")),
-        _ => Ok(roots),
-    }
-}
-
-/// Checks certificates for a name of our own, whatever name the handshake is about.
-#[derive(Debug)]
-struct Named {
-    name: ServerName<'static>,
-    verifier: Arc<WebPkiServerVerifier>,
-}
-
-impl ServerCertVerifier for Named {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.verifier.verify_server_cert(end_entity, intermediates, &self.name, ocsp, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
-    }
 }

@@ -121,6 +121,23 @@ pub fn primary_group(entry: &Entry) -> Option<Vec<u8>> {
     (sid[0] == 1 && parts >= 1 && sid.len() == 8 + 4 * parts).then(|| [&sid[..sid.len() - 4], &number.to_le_bytes()].concat())
 }
 
+/// Why a name and a password are refused, as Active Directory hides it in `data 52e` (a Win32 error in hexadecimal).
+pub fn refusal(text: &str) -> Option<&'static str> {
+    let code = text.split_once("data ").map(|(_, rest)| rest.split(',').next().unwrap_or_default().trim());
+    Some(match code {
+        Some("525") => "there is no such user",
+        Some("52e") => "the password is wrong",
+        Some("530") => "not at this time of day",
+        Some("531") => "not from here",
+        Some("532") => "the password has expired",
+        Some("533") => "the account is disabled",
+        Some("701") => "the account has expired",
+        Some("773") => "the password must be changed first",
+        Some("775") => "the account is locked",
+        _ => return None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,6 +172,15 @@ mod tests {
             assert_eq!(closed(&entry, now()).is_none(), open, "{attribute}: {value}");
         }
         assert_eq!(closed(&Entry::default(), now()), None);
+    }
+
+    #[test]
+    fn the_reason_of_a_refusal_is_read_out_of_its_text() {
+        let text = |code: &str| format!("80090308: LdapErr: DSID-0C09044E, comment: AcceptSecurityContext error, data {code}, v2580");
+        assert_eq!(refusal(&text("52e")), Some("the password is wrong"));
+        assert_eq!(refusal(&text("775")), Some("the account is locked"));
+        assert_eq!(refusal(&text("0")), None);
+        assert_eq!(refusal("Invalid credentials"), None);
     }
 
     #[test]

@@ -83,9 +83,12 @@ impl Failover {
     /// `index` did not.
     pub fn failed(&mut self, index: usize, why: &str, now: Timestamp) -> Option<Change> {
         let standing = &mut self.0[index];
-        let pause = FIRST.saturating_mul(1 << standing.failed.min(10)).min(LONGEST);
-        standing.until = now.saturating_add(pause).unwrap_or(now);
-        (standing.failed, standing.tried) = (standing.failed.saturating_add(1), false);
+        // Many that were under way when it went down are one failure.
+        if standing.failed == 0 || standing.tried {
+            let pause = FIRST.saturating_mul(1 << standing.failed.min(10)).min(LONGEST);
+            standing.until = now.saturating_add(pause).unwrap_or(now);
+            (standing.failed, standing.tried) = (standing.failed.saturating_add(1), false);
+        }
         standing.health.failures += 1;
         standing.health.error = Some(why.to_owned());
         if !standing.health.up {
@@ -151,6 +154,18 @@ mod tests {
         assert_eq!(servers.next(&[], at(0)), None, "both are being tried");
         servers.given_up(1);
         assert_eq!(servers.next(&[], at(0)), Some(1));
+    }
+
+    #[test]
+    fn a_crowd_that_fails_together_fails_once() {
+        let mut servers = servers(1);
+        for _ in 0..50 {
+            assert_eq!(servers.next(&[], at(0)), Some(0));
+        }
+        let changes: Vec<_> = (0..50).filter_map(|_| servers.failed(0, "refused", at(0))).collect();
+        assert_eq!(changes, [Change::Down]);
+        assert_eq!(servers.0[0].until, at(1));
+        assert_eq!(servers.health().next().unwrap().failures, 50);
     }
 
     #[test]

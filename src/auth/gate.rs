@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use super::code::UsedCodes;
@@ -25,17 +25,15 @@ use super::ldap::Ldap;
 use super::passage::{Basic, Who, may_enter};
 use super::reply::Reply;
 use super::roster::{DIRECTORY, Roster};
+use super::standing::{ServerNow, SigningNow};
 use super::throttle::{Attempt, Retry, Throttle};
 use crate::config::Auth;
 use crate::diagnostic::brief;
-use crate::telemetry::signing::{ServerNow, SigningNow};
 
 /// Questions to the directory at one time; more wait,
 const AT_ONCE: usize = 64;
 /// so long.
 const TURN: Duration = Duration::from_secs(5);
-/// In which credentials wait their turn.
-const LANES: usize = 256;
 
 /// What audit lines and metrics call a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +78,6 @@ pub struct Gate {
     throttle: Throttle,
     pub(super) codes: UsedCodes,
     places: Semaphore,
-    /// The same credentials are asked about one after the other.
-    turns: [Mutex<()>; LANES],
     counts: [AtomicU64; EVENTS.len()],
     /// 0: nobody has asked the directory yet; 1: it does not answer; 2: it does.
     answers: AtomicU8,
@@ -98,7 +94,6 @@ impl Gate {
             throttle: Throttle::new(&random()),
             codes: UsedCodes::default(),
             places: Semaphore::new(AT_ONCE),
-            turns: std::array::from_fn(|_| Mutex::default()),
             counts,
             answers: AtomicU8::new(0),
         }
@@ -157,7 +152,7 @@ impl Gate {
         asking: impl Future<Output = Result<Option<Identity>, Unavailable>>,
     ) -> Result<Arc<Identity>, Denied> {
         let seal = self.roster.verified.seal(realm, &basic.user, &basic.password);
-        let Ok(_turn) = timeout(TURN, self.turns[seal.lane(LANES)].lock()).await else { return Err(Denied::Unavailable) };
+        let Ok(_turn) = timeout(TURN, self.roster.verified.turn(seal)).await else { return Err(Denied::Unavailable) };
         if let Some(identity) = self.roster.verified.get(seal) {
             return Ok(identity);
         }

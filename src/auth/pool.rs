@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-use super::connection::{Bound, Connection, Dialer, Found, Query, Trouble};
+use super::connection::{Bound, Connection, Found, Query, Trouble};
+use super::dialer::Dialer;
 use crate::config::Ldap;
 use crate::config::ldap::Server;
 
@@ -51,7 +52,7 @@ impl Pool {
     /// # Errors
     /// There was no whole answer.
     pub async fn search(&self, query: Query<'_>) -> Result<Found, Trouble> {
-        let busy = || Trouble::Question(format!("too many searches: none of {} ended within {:?}", self.server, self.wait));
+        let busy = || Trouble::Unwilling(format!("too many searches: none of {} ended within {:?}", self.server, self.wait));
         // The semaphore is never closed.
         let _place = tokio::time::timeout(self.wait, self.searches.acquire()).await.map_err(|_| busy())?.map_err(|_| busy())?;
         if let Some(mut connection) = self.rested() {
@@ -80,7 +81,7 @@ impl Pool {
     /// # Errors
     /// It did not say.
     pub async fn sign_in(&self, name: &str, password: &str) -> Result<(Connection, Bound), Trouble> {
-        let busy = || Trouble::Question(format!("too many sign-ins: none at {} ended within {:?}", self.server, self.wait));
+        let busy = || Trouble::Unwilling(format!("too many sign-ins: none at {} ended within {:?}", self.server, self.wait));
         let _place = tokio::time::timeout(self.wait, self.sign_ins.acquire()).await.map_err(|_| busy())?.map_err(|_| busy())?;
         let mut connection = self.dialer.dial(&self.server).await?;
         let bound = connection.bind(name, password).await?;

@@ -1,6 +1,7 @@
 //! What a directory is asked, by scheme: the filters that find a user, a user's groups, and the groups of groups.
 
 use super::entry::{self, Entry};
+use crate::config::dn;
 use crate::config::filter::{About, escape, escape_bytes};
 use crate::config::{Ldap, Scheme};
 
@@ -13,6 +14,15 @@ const LONGEST: usize = 256;
 /// May somebody be called so? If not, nobody is asked.
 pub fn is_name(user: &str) -> bool {
     !user.trim().is_empty() && user.len() <= LONGEST && !user.chars().any(char::is_control)
+}
+
+/// The name to bind with, where users need not be searched. A name with a domain of its own is what Active Directory takes as it is.
+pub fn name(template: &str, user: &str) -> String {
+    match (template.contains('='), user.contains(['@', '\\'])) {
+        (true, _) => template.replace("{user}", &dn::escape(user)),
+        (false, true) => user.to_owned(),
+        (false, false) => template.replace("{user}", user),
+    }
 }
 
 /// Finds whoever signs in as `user`.
@@ -34,6 +44,13 @@ pub fn user(ldap: &Ldap, user: &str) -> String {
             format!("(&(|(objectClass=person)(objectClass=account)(objectClass=posixAccount)){by})")
         }
     }
+}
+
+/// Finds the one person among these security identifiers of Active Directory: somebody's own, and those of all groups.
+pub fn bearer(sids: &[Vec<u8>]) -> String {
+    // The own one comes first.
+    let each: String = sids.iter().take(64).map(|sid| format!("(objectSid={})", escape_bytes(sid))).collect();
+    format!("(&(objectCategory=person)(objectClass=user)(|{each}))")
 }
 
 /// The attributes of users that are asked for.
@@ -125,6 +142,21 @@ mod tests {
         assert!(user(&of(Scheme::ActiveDirectory), "a@b").ends_with("(|(sAMAccountName=a@b)(userPrincipalName=a@b)))"));
         let filter = Template::parse("(|(uid={user})(mail={user}))", &["{user}"]).ok();
         assert_eq!(user(&Ldap { user_filter: filter, ..Ldap::default() }, "a)"), r"(|(uid=a\29)(mail=a\29))");
+    }
+
+    #[test]
+    fn a_template_makes_a_name_and_no_more_of_it() {
+        for (template, user, whole) in [
+            ("uid={user},dc=x", "ada", "uid=ada,dc=x"),
+            ("uid={user},dc=x", " a,b", r"uid=\20a\2cb,dc=x"),
+            ("uid={user},dc=x", "a@b", "uid=a@b,dc=x"),
+            ("{user}@corp.example", "ada", "ada@corp.example"),
+            ("{user}@corp.example", "ada@other.example", "ada@other.example"),
+            (r"CORP\{user}", "ada", r"CORP\ada"),
+            (r"CORP\{user}", r"OTHER\ada", r"OTHER\ada"),
+        ] {
+            assert_eq!(name(template, user), whole);
+        }
     }
 
     #[test]

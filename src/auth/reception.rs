@@ -31,11 +31,11 @@ impl Gate {
     pub(super) async fn reception(&self, entrance: Entrance, visit: &Visit<'_>) -> Reply {
         let asks = can_be_asked_again(visit.method);
         match entrance {
-            Entrance::SignIn if asks => self.sign_in_page(visit),
+            Entrance::SignIn if asks => self.sign_in_page(visit).await,
             Entrance::SignIn if visit.method == Method::POST => self.sign_in(visit).await,
             Entrance::SignOut if asks => self.sign_out_page(visit),
             Entrance::SignOut if visit.method == Method::POST => self.sign_out(visit).await,
-            Entrance::Enter if asks => self.enter(visit),
+            Entrance::Enter if asks => self.enter(visit).await,
             Entrance::Keys if asks => {
                 let keys = self.roster.signer.with(|signer| signer.jwks().to_string());
                 Reply::new(StatusCode::OK, "keys").with_body("application/jwk-set+json", keys).with(CACHE_CONTROL, "public, max-age=3600")
@@ -46,7 +46,7 @@ impl Gate {
     }
 
     /// The page with the form; who is signed in already, and may go where they want to, goes there.
-    fn sign_in_page(&self, visit: &Visit<'_>) -> Reply {
+    async fn sign_in_page(&self, visit: &Visit<'_>) -> Reply {
         let parameter = |name: &str| {
             let mut pairs = form_urlencoded::parse(visit.query.as_bytes());
             pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
@@ -56,7 +56,7 @@ impl Gate {
             return self.departure(visit, target(parameter("to").as_deref().unwrap_or("/")));
         }
         let bound = self.bound(visit, parameter("to"), ticket);
-        let live = self.roster.session(&visit.caller);
+        let live = self.roster.session_of_any(&visit.caller).await;
         let destination = bound.destination(visit);
         if let Some(live) = live.filter(|live| destination.as_ref().is_none_or(|there| may_enter(&there.access, live.identity()))) {
             return match (&bound, destination) {
@@ -223,15 +223,19 @@ impl Gate {
     }
 
     /// A code of the host at which everybody signs in: makes its session one of this host too.
-    fn enter(&self, visit: &Visit<'_>) -> Reply {
+    async fn enter(&self, visit: &Visit<'_>) -> Reply {
         let caller = &visit.caller;
         let code = form_urlencoded::parse(visit.query.as_bytes()).find(|(key, _)| key == "code").map(|(_, code)| code.into_owned());
         let nonce = nonce(visit, Cookie::Enter);
         let code = code.unwrap_or_default();
         let redeemed = self.roster.keys.with(|ring| self.codes.redeem(ring, caller.host, nonce.as_ref(), &code, caller.now));
         let found = redeemed.map_err(|refused| tracing::debug!(%refused, "a code is not taken")).ok();
-        let found = found.and_then(|code| Some((self.roster.register.session(&code.user, code.session, caller.now)?, code.path)));
-        let Some((live, path)) = found else {
+        // The session may have begun a moment ago, in another process.
+        let live = match &found {
+            Some(code) => self.roster.register.find_told(&code.user, code.session, caller.now).await,
+            None => None,
+        };
+        let Some((live, path)) = live.zip(found.map(|code| code.path)) else {
             self.note(Event::BadCode, caller, "");
             return page::bad_code(caller.host);
         };

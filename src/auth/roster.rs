@@ -70,6 +70,18 @@ impl Roster {
         self.keys.with(|ring| cookies.find_map(|text| self.register.find(Token::open(ring, caller.host, text)?, caller.now)))
     }
 
+    /// The same, where another process may have begun it a moment ago.
+    pub(super) async fn session_of_any(&self, caller: &Caller<'_>) -> Option<Live> {
+        if let Some(live) = self.session(caller) {
+            return Some(live);
+        }
+        let token = self.keys.with(|ring| {
+            let mut cookies = Cookie::Session.values(caller.headers, caller.secure);
+            cookies.find_map(|text| Token::open(ring, caller.host, text))
+        });
+        self.register.find_new(token?, caller.now).await
+    }
+
     /// `Set-Cookie` by which the browser holds `live` on this host; `None`: no cookie can be made.
     pub(super) fn cookie(&self, live: &Live, caller: &Caller<'_>) -> Option<HeaderValue> {
         let token = live.token(caller.now);

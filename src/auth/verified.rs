@@ -1,14 +1,16 @@
 //! Credentials that were right a moment ago. Programs send name and password with every request; who they are is asked once in a few
 //! minutes. A password is never kept, only a keyed hash of it that says nothing without the key of this process.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
+use tokio::sync::{Mutex as Turnstile, OwnedMutexGuard};
 
 use super::identity::{Identity, Password, folded};
 
@@ -24,6 +26,8 @@ pub struct Verified {
     users: Cache<[u8; 32], Arc<Identity>>,
     /// Goes on by one whenever something is forgotten.
     forgotten: AtomicU64,
+    /// Credentials that are being verified.
+    turns: Mutex<HashMap<[u8; 32], Weak<Turnstile<()>>>>,
 }
 
 /// Credentials as they are known here.
@@ -34,13 +38,6 @@ pub struct Seal {
     forgotten: u64,
 }
 
-impl Seal {
-    /// One of `lanes`, always the same, that nobody without the key can choose.
-    pub fn lane(&self, lanes: usize) -> usize {
-        usize::from(u16::from_be_bytes([self.digest[0], self.digest[1]])) % lanes
-    }
-}
-
 impl Verified {
     /// Remembers for `life`, five minutes at most; with none, nothing is. `key` is random and of this process.
     pub fn new(key: &[u8; 32], life: Duration) -> Verified {
@@ -48,7 +45,7 @@ impl Verified {
         // What is asked for most is not pushed out by what was right once.
         let users = Cache::builder().max_capacity(places).time_to_live(life.clamp(Duration::from_millis(1), LONGEST));
         let users = users.eviction_policy(EvictionPolicy::tiny_lfu()).support_invalidation_closures().build();
-        Verified { key: hmac::Key::new(hmac::HMAC_SHA256, key), users, forgotten: AtomicU64::new(0) }
+        Verified { key: hmac::Key::new(hmac::HMAC_SHA256, key), users, forgotten: AtomicU64::new(0), turns: Mutex::default() }
     }
 
     /// What these credentials are known by. `realm` is whoever verifies them: the directory, or the lines of one route
@@ -68,6 +65,32 @@ impl Verified {
     /// Whose these credentials are, if they were right a moment ago.
     pub fn get(&self, seal: Seal) -> Option<Arc<Identity>> {
         self.users.get(&seal.digest)
+    }
+
+    /// Waits until nobody else verifies the same credentials: a program opens ten connections at one moment, and only the first of them
+    /// needs to ask, and counts as a try. [`Verified::get`] is to be asked again then. Whoever drops the future gives up the turn.
+    pub async fn turn(&self, seal: Seal) -> Turn<'_> {
+        let turnstile = {
+            let mut turns = self.turns();
+            match turns.get(&seal.digest).and_then(Weak::upgrade) {
+                Some(turnstile) => turnstile,
+                None => {
+                    // Of those that went away while they waited; seldom, for it looks at all.
+                    if turns.len().is_power_of_two() {
+                        turns.retain(|_, turnstile| turnstile.strong_count() > 0);
+                    }
+                    let turnstile = Arc::<Turnstile<()>>::default();
+                    turns.insert(seal.digest, Arc::downgrade(&turnstile));
+                    turnstile
+                }
+            }
+        };
+        Turn { guard: Some(turnstile.lock_owned().await), digest: seal.digest, verified: self }
+    }
+
+    fn turns(&self) -> MutexGuard<'_, HashMap<[u8; 32], Weak<Turnstile<()>>>> {
+        // It is whole after every step, also of one that broke off.
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// These credentials were right. They are not kept when anything was forgotten since they began to be verified: they may be what was.
@@ -96,6 +119,23 @@ impl Verified {
     pub fn forget_all(&self) {
         self.forgotten.fetch_add(1, Ordering::AcqRel);
         self.users.invalidate_all();
+    }
+}
+
+/// Nobody else verifies these credentials meanwhile.
+pub struct Turn<'a> {
+    guard: Option<OwnedMutexGuard<()>>,
+    digest: [u8; 32],
+    verified: &'a Verified,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut turns = self.verified.turns();
+        drop(self.guard.take());
+        if turns.get(&self.digest).is_some_and(|turnstile| turnstile.strong_count() == 0) {
+            turns.remove(&self.digest);
+        }
     }
 }
 
@@ -156,6 +196,37 @@ mod tests {
         assert!(known(&verified, "directory", "ada", "secret").is_some());
         verified.forget_all();
         assert_eq!(known(&verified, "directory", "bob", "secret"), None);
+    }
+
+    #[tokio::test]
+    async fn the_same_credentials_are_verified_once_at_a_time() {
+        let verified = Arc::new(Verified::new(&[7; 32], MINUTE));
+        let asked = Arc::new(AtomicU64::new(0));
+        let tasks: Vec<_> = (0..100)
+            .map(|_| {
+                let (verified, asked) = (verified.clone(), asked.clone());
+                tokio::spawn(async move {
+                    let seal = verified.seal(b"directory", "ada", &password("secret"));
+                    let _turn = verified.turn(seal).await;
+                    if verified.get(seal).is_none() {
+                        asked.fetch_add(1, Ordering::Relaxed);
+                        tokio::task::yield_now().await;
+                        verified.keep(seal, Arc::new(Identity::new("ada", [])));
+                    }
+                })
+            })
+            .collect();
+        // Others do not wait for them, and whoever goes away leaves nothing behind.
+        let other = verified.seal(b"directory", "bob", &password("secret"));
+        let turn = verified.turn(other).await;
+        let given_up = tokio::time::timeout(Duration::from_millis(1), verified.turn(other)).await;
+        assert!(given_up.is_err());
+        drop(turn);
+        for task in tasks {
+            task.await.expect("it ends");
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        assert_eq!(verified.turns().len(), 0);
     }
 
     #[test]

@@ -88,9 +88,9 @@ pub(super) fn run(args: Args) -> Outcome {
 
 /// The program's own log on standard error; what libraries log comes along. The proxy library is silent
 /// unless it is asked for by name: it has a line for each client that breaks off, so strangers could fill the disk; the access log
-/// tells of requests.
+/// tells of requests. So is the LDAP library, which has one for each connection that a server ends.
 pub(super) fn start_log(filter: &str) -> Result<(), Failure> {
-    const QUIET: [&str; 3] = ["pingora_core=off", "pingora_proxy=off", "pingora_pool=warn"];
+    const QUIET: [&str; 4] = ["pingora_core=off", "pingora_proxy=off", "pingora_pool=warn", "ldap3=off"];
     let named = |quiet: &&str| !filter.contains(quiet.split('=').next().unwrap_or(quiet));
     let full = QUIET.iter().filter(|quiet| named(quiet)).fold(filter.to_owned(), |all, quiet| format!("{all},{quiet}"));
     let layer = EnvFilter::try_new(&full)

@@ -36,8 +36,7 @@ Examples:
   skep user list
   skep user check ada
 
-The file has a line `user:hash:groups:name:email` for each user; the last three may be left out, so that a file of htpasswd
-(bcrypt, argon2, apr1) will do. A running edge takes changes up within seconds. Groups are changed with an editor.
+The file has a line `user:hash:groups:name:email` for each user; the last three may be left out, so that a file of htpasswd (bcrypt, argon2, apr1) will do. A running edge takes changes up within seconds. Groups are changed with an editor.
 
 Exit codes: 0 done, or the password is right; 1 no such user, or a wrong password; 2 it could not be done.";
 
@@ -101,8 +100,10 @@ pub(super) fn run(args: Args) -> Outcome {
         What::Add { user, groups, name, email, password } => {
             let entry = Entry { user, groups, name, email };
             add(&file, &entry, password)?;
-            if configured.as_deref() != Some(&*file) {
-                let set = format!("the settings do not name this file: set `auth.users = \"{}\"`, so that it counts", file.display());
+            let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+            if configured.as_deref().map(whole) != Some(whole(&file)) {
+                let set =
+                    format!("the settings do not name this file: set `auth.users = \"{}\"`, so that it counts", whole(&file).display());
                 output::note(&output::harmless(&set));
             }
         }

@@ -20,7 +20,7 @@ use crate::auth::register::Register;
 use crate::auth::roster::Roster;
 use crate::auth::seal::Ring;
 use crate::auth::session::Limits;
-use crate::auth::token::{self, Signer, Tokens};
+use crate::auth::token::{Signer, Tokens};
 use crate::auth::verified::Verified;
 use crate::config::{Config, ldap};
 use crate::state::Live;
@@ -50,10 +50,8 @@ impl Signing {
         let store = if directory.is_some() { store } else { Arc::new(Memory::default()) };
         let limits = Limits::new(&config.auth, directory.as_ref().is_none_or(|directory| directory.looks_up()));
         let register = Arc::new(Register::open(store.clone(), limits).await);
-        let schedule = Schedule { rotation: config.auth.key_rotation, lifetime: config.auth.session_lifetime };
-        let keys = Arc::new(Current::open(store.clone(), schedule).await);
-        let schedule = Schedule { rotation: config.auth.key_rotation, lifetime: token::KEY_LIFETIME };
-        let signer = Arc::new(Current::open(store, schedule).await);
+        let keys = Arc::new(Current::open(store.clone(), Schedule::of_cookies(&config.auth)).await);
+        let signer = Arc::new(Current::open(store, Schedule::of_tokens(&config.auth)).await);
         let roster = Roster {
             register: register.clone(),
             keys: keys.clone(),

@@ -27,7 +27,7 @@ pub(super) fn settle(claims: &mut [Claim<'_>], config: &Config, findings: &mut V
 
 fn unknown_users(claim: &Claim<'_>, config: &Config) -> Option<(Diagnostic, String)> {
     let value = label(claim).filter(|_| claim.route.access.groups.is_some() && !auth::is_configured(config))?;
-    let finding = Diagnostic::error("no-directory", "nobody is known who could sign in, so the route is closed: it answers 503");
+    let finding = Diagnostic::warning("no-directory", "nobody is known who could sign in, so the route is closed: it answers 503");
     let help = "set [ldap] for a directory or `auth.users` for a file of users, or remove the label to open the route to everybody";
     Some((finding.at(value.place()).help(help), format!("`{}` asks for sign-in, and nobody knows any users", brief(&value.label))))
 }

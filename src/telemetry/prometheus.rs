@@ -18,9 +18,10 @@ use prometheus_client::registry::Registry;
 
 use super::certificates::{self, CertificatesNow};
 use super::process::Process;
-use super::signing::{self, SigningNow};
+use super::signing;
 use super::tally::{Series, Tally, Timing, Totals};
 use super::{Record, limits};
+use crate::auth::standing::SigningNow;
 use crate::traffic::LimitNow;
 
 /// How [`Metrics::encode`]'s text is to be announced.

@@ -6,28 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
-/// Signing in at the moment of a scrape. Counts are since the process began.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct SigningNow {
-    /// By result, as the audit lines have it.
-    pub results: Vec<(&'static str, u64)>,
-    /// Users with live sessions, and their sessions.
-    pub accounts: u64,
-    pub sessions: u64,
-    /// Does whoever knows users answer? `None`: nobody is configured, or nobody has asked yet.
-    pub directory: Option<bool>,
-    /// The directory's servers.
-    pub servers: Vec<ServerNow>,
-}
-
-/// One server of the directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerNow {
-    pub server: String,
-    pub up: bool,
-    pub requests: u64,
-    pub failures: u64,
-}
+use crate::auth::standing::SigningNow;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByResult {

@@ -46,7 +46,9 @@ const ALL: [&str; 5] = ["everybody", "Human  Resources", "ops", "staff", "teedy"
 #[tokio::test]
 async fn a_user_is_found_and_bound_and_their_groups_of_all_kinds_are_read() {
     let slapd = Slapd::start().await;
-    let ldap = open(&slapd.config());
+    let (config, findings) = config::parse("skep.toml", &slapd.section(), &[]);
+    assert_eq!(findings, []);
+    let ldap = open(&config.unwrap().ldap);
     let ada = verify(&ldap, "ada", "ada-secret").await.unwrap().expect("the right password");
     assert_eq!((ada.user.as_str(), ada.name.as_deref(), ada.email.as_deref()), ("ada", Some("Ada Lovelace"), Some("ada@example.org")));
     assert_eq!(sorted(ada), ALL);
@@ -202,7 +204,8 @@ async fn names_mean_what_they_say_whatever_is_in_them() {
 #[tokio::test]
 async fn an_empty_password_is_wrong_and_nobody_is_asked() {
     // Nobody listens there: whoever asked would be told so.
-    let config = config::Ldap { servers: vec!["ldaps://127.0.0.1:1".parse().unwrap()], ..Slapd::start().await.config() };
+    let slapd = Slapd::start().await;
+    let config = config::Ldap { servers: vec!["ldaps://127.0.0.1:1".parse().unwrap()], ..slapd.config() };
     let ldap = open(&config);
     for password in ["", "\0", "\0\0", "ada-secret\0"] {
         assert_eq!(verify(&ldap, "ada", password).await, Ok(None), "{password:?}");

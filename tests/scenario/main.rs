@@ -18,6 +18,7 @@ mod http2;
 mod ldap;
 mod lean;
 mod limits;
+mod members;
 mod pebble;
 mod probing;
 mod renewal;

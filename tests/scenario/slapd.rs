@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 
 use skep::config;
 use skep::config::ldap::Server;
@@ -163,6 +163,8 @@ impl Slapd {
         let write = |name: &str, text: &str| std::fs::write(self.path(name), text).unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Each is another authority, by its name too.
+        params.distinguished_name.push(DnType::CommonName, format!("authority of {}", self.tls));
         let key = KeyPair::generate().unwrap();
         write("ca.pem", &params.self_signed(&key).unwrap().pem());
         let issuer = Issuer::new(params, key);
@@ -264,7 +266,11 @@ impl Slapd {
         let file = self.path("change.ldif");
         std::fs::write(&file, ldif).unwrap();
         let url = format!("ldap://{}", self.plain);
-        let done = Command::new(program).args(["-x", "-H", &url, "-D", ADMIN, "-w", "admin", "-f"]).arg(&file).output();
+        let mut command = Command::new(program);
+        command.args(["-x", "-H", &url, "-D", ADMIN, "-w", "admin", "-f"]).arg(&file);
+        // It is about what is told, not about who is told.
+        command.args(self.encrypted.then_some("-ZZ")).env("LDAPTLS_REQCERT", "never");
+        let done = command.output();
         let done =
             done.unwrap_or_else(|error| panic!("{program}: {error}; `./dev test` installs it, as does `apt-get install ldap-utils`"));
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));

@@ -91,11 +91,16 @@ pub struct Edge {
 
 impl Edge {
     pub fn start(engine: &Engine, network: &str) -> Edge {
+        Edge::with(engine, network, "")
+    }
+
+    /// With more lines of configuration.
+    pub fn with(engine: &Engine, network: &str, more: &str) -> Edge {
         let directory = tempfile::tempdir().unwrap();
         let address = engine.engine(&["address"], &[network]);
         let config = directory.path().join("skep.toml");
         let text = format!(
-            "[http]\nlisten = [\"0.0.0.0:80\"]\n[https]\nlisten = []\n[docker]\nendpoint = \"{}\"\n[state]\ndirectory = \"{}\"\n",
+            "[http]\nlisten = [\"0.0.0.0:80\"]\n[https]\nlisten = []\n[docker]\nendpoint = \"{}\"\n[state]\ndirectory = \"{}\"\n{more}",
             engine.socket(),
             directory.path().join("state").display()
         );
