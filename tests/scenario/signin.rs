@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use futures_util::{SinkExt, StreamExt};
 use skep::config::Config;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use url::Url;
 
 use crate::browser::{Browser, Network, Page};
 use crate::harness::*;
+use crate::lean::BY_PINGORA;
 use crate::secure::{Secured, secured};
 
 pub const PASSWORD: &str = "correct horse";
@@ -85,7 +88,8 @@ fn addressed(labels: Labels<'_>, address: &str) -> String {
             let keys = own
                 .iter()
                 .filter_map(|(key, _)| key.strip_suffix("host").or(key.strip_suffix("rule")))
-                .map(|route| format!("{route}address"));
+                .map(|route| format!("{route}address"))
+                .filter(|key| own.iter().all(|(known, _)| known != key));
             (*name, own.iter().map(|(key, value)| ((*key).to_owned(), *value)).chain(keys.map(|key| (key, address))).collect())
         })
         .collect();
@@ -313,7 +317,7 @@ async fn programs_get_in_by_their_credentials_whatever_they_speak() {
 
 /// The first line of what comes back.
 pub async fn first_line(address: std::net::SocketAddr, asked: &str) -> String {
-    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::io::{AsyncBufReadExt, BufReader};
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     stream.write_all(asked.as_bytes()).await.unwrap();
     let mut line = String::new();
@@ -441,6 +445,126 @@ async fn a_restart_keeps_sessions_where_a_directory_keeps_them() {
         assert!(out.open(&next.url("web.test/")).await.asks(), "who signed out stays so");
         next.edge.running.stop().await;
     }
+}
+
+/// Sends a piece every fifth of a second for as long as somebody takes them, or none at all where the path says so.
+async fn endless() -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let Ok(byte) = stream.read_u8().await else { return };
+                    head.push(byte);
+                }
+                let silent = head.starts_with(b"GET /silent");
+                let mut sent = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: first\n\n").await;
+                while sent.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    sent = if silent { stream.write_all(b"").await } else { stream.write_all(b"data: more\n\n").await };
+                }
+            });
+        }
+    });
+    address
+}
+
+type Socket = tokio_tungstenite::WebSocketStream<tokio::net::TcpStream>;
+
+async fn websocket(house: &House, cookie: &str) -> Socket {
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+    let mut asked = "ws://web.test/ws".into_client_request().unwrap();
+    asked.headers_mut().insert("cookie", format!("skep={cookie}").parse().unwrap());
+    let stream = tokio::net::TcpStream::connect(house.edge.http).await.unwrap();
+    tokio_tungstenite::client_async(asked, stream).await.unwrap().0
+}
+
+/// What flows, until it ends.
+fn flowing(house: &House, path: &'static str, cookie: &str, http2: bool, by_pingora: bool) -> tokio::task::JoinHandle<()> {
+    let (address, cookie) = (house.edge.http, format!("skep={cookie}"));
+    tokio::spawn(async move {
+        let mut request = http::Request::get(format!("http://flow.test{path}")).header("cookie", &cookie);
+        if by_pingora {
+            request = request.header(BY_PINGORA.0, BY_PINGORA.1);
+        }
+        if http2 {
+            let (mut client, connection) = h2::client::handshake(tokio::net::TcpStream::connect(address).await.unwrap()).await.unwrap();
+            tokio::spawn(connection);
+            let (answer, _) = client.send_request(request.body(()).unwrap(), true).unwrap();
+            let answer = answer.await.unwrap();
+            assert_eq!(answer.status(), 200);
+            let mut body = answer.into_body();
+            while let Some(Ok(piece)) = body.data().await {
+                body.flow_control().release_capacity(piece.len()).unwrap();
+            }
+        } else {
+            let more = if by_pingora { "Te: trailers\r\n" } else { "" };
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: flow.test\r\nCookie: {cookie}\r\n{more}\r\n").as_bytes()).await.unwrap();
+            let mut first = [0; 12];
+            stream.read_exact(&mut first).await.unwrap();
+            assert_eq!(&first, b"HTTP/1.1 200");
+            let mut chunk = [0; 4096];
+            while let Ok(1..) = stream.read(&mut chunk).await {}
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_flows_is_cut_with_the_session() {
+    let address = endless().await.to_string();
+    let labels: Labels<'_> = &[ONE[0], ("flow", &[("skep.host", "flow.test"), ("skep.auth", "staff"), ("skep.address", &address)])];
+    let house = House::with_config(labels, |config| config.auth.recheck = Duration::from_secs(1)).await;
+    // The flowing host is signed in by its form alone: its pages have no end.
+    let sign = async |user: &str| {
+        let mut browser = house.browser();
+        assert!(browser.sign_in(&house.url("web.test/"), user, PASSWORD).await.is_of_service());
+        let form = browser.open(&house.url("flow.test/.skep/sign-in")).await.sign_in_form();
+        browser.post(&form.set("user", user).set("password", PASSWORD)).await;
+        (browser.cookie("web.test", "skep").to_owned(), browser.cookie("flow.test", "skep").to_owned())
+    };
+    let (ada, cyd) = (sign("ada").await, sign("cyd").await);
+    let begin = |cookie: &str| {
+        let ways = [
+            ("/flow", false, false),
+            ("/flow", false, true),
+            ("/silent", false, false),
+            ("/flow", true, false),
+            ("/flow", true, true),
+            ("/silent", true, false),
+        ];
+        ways.map(|(path, http2, by_pingora)| {
+            (format!("{path} http2: {http2} pingora: {by_pingora}"), flowing(&house, path, cookie, http2, by_pingora))
+        })
+    };
+    let (of_ada, of_cyd) = (begin(&ada.1), begin(&cyd.1));
+    let (mut socket, mut other) = (websocket(&house, &ada.0).await, websocket(&house, &cyd.0).await);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    for (way, flow) in of_ada.iter().chain(&of_cyd) {
+        assert!(!flow.is_finished(), "{way} ended by itself");
+    }
+    write_users(&house.users, &[("cyd", "staff"), ("bob", "guests")]);
+    for (way, flow) in of_ada {
+        tokio::time::timeout(PATIENCE, flow).await.unwrap_or_else(|_| panic!("{way} flows on")).unwrap();
+    }
+    let end = async { while let Some(Ok(_)) = socket.next().await {} };
+    tokio::time::timeout(PATIENCE, end).await.expect("the websocket is cut");
+    for (way, flow) in &of_cyd {
+        assert!(!flow.is_finished(), "{way} of somebody else was cut");
+    }
+    other.send("still there".into()).await.unwrap();
+    assert_eq!(other.next().await.unwrap().unwrap().into_text().unwrap(), "still there");
+    of_cyd.iter().for_each(|(_, flow)| flow.abort());
+
+    // The same for who signs out elsewhere.
+    let mut browser = house.browser();
+    browser.sign_in(&house.url("web.test/"), "cyd", PASSWORD).await;
+    let form = browser.sign_out_form(&house.url("web.test/")).await.set("everywhere", "1");
+    browser.submit(&form).await;
+    let end = async { while let Some(Ok(_)) = other.next().await {} };
+    tokio::time::timeout(PATIENCE, end).await.expect("the websocket is cut");
 }
 
 /// The hosts of [`secured`]: two behind one certificate, the sign-in host with its own, and an open one.
