@@ -473,9 +473,9 @@ async fn endless() -> std::net::SocketAddr {
 
 type Socket = tokio_tungstenite::WebSocketStream<tokio::net::TcpStream>;
 
-async fn websocket(house: &House, cookie: &str) -> Socket {
+async fn websocket(house: &House, host: &str, cookie: &str) -> Socket {
     use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-    let mut asked = "ws://web.test/ws".into_client_request().unwrap();
+    let mut asked = format!("ws://{host}/ws").into_client_request().unwrap();
     asked.headers_mut().insert("cookie", format!("skep={cookie}").parse().unwrap());
     let stream = tokio::net::TcpStream::connect(house.edge.http).await.unwrap();
     tokio_tungstenite::client_async(asked, stream).await.unwrap().0
@@ -515,7 +515,12 @@ fn flowing(house: &House, path: &'static str, cookie: &str, http2: bool, by_ping
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_flows_is_cut_with_the_session() {
     let address = endless().await.to_string();
-    let labels: Labels<'_> = &[ONE[0], ("flow", &[("skep.host", "flow.test"), ("skep.auth", "staff"), ("skep.address", &address)])];
+    let labels: Labels<'_> = &[
+        ONE[0],
+        ("flow", &[("skep.host", "flow.test"), ("skep.auth", "staff"), ("skep.address", &address)]),
+        // Not for the lean path.
+        ("pressed", &[("skep.host", "pressed.test"), ("skep.auth", "staff"), ("skep.compress", "on")]),
+    ];
     let house = House::with_config(labels, |config| config.auth.recheck = Duration::from_secs(1)).await;
     // The flowing host is signed in by its form alone: its pages have no end.
     let sign = async |user: &str| {
@@ -540,7 +545,10 @@ async fn what_flows_is_cut_with_the_session() {
         })
     };
     let (of_ada, of_cyd) = (begin(&ada.1), begin(&cyd.1));
-    let (mut socket, mut other) = (websocket(&house, &ada.0).await, websocket(&house, &cyd.0).await);
+    let (mut socket, mut other) = (websocket(&house, "web.test", &ada.0).await, websocket(&house, "web.test", &cyd.0).await);
+    let mut browser = house.browser();
+    browser.sign_in(&house.url("pressed.test/"), "ada", PASSWORD).await;
+    let mut pressed = websocket(&house, "pressed.test", browser.cookie("pressed.test", "skep")).await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
     for (way, flow) in of_ada.iter().chain(&of_cyd) {
         assert!(!flow.is_finished(), "{way} ended by itself");
@@ -551,6 +559,13 @@ async fn what_flows_is_cut_with_the_session() {
     }
     let end = async { while let Some(Ok(_)) = socket.next().await {} };
     tokio::time::timeout(PATIENCE, end).await.expect("the websocket is cut");
+    // There, what is said next is the end.
+    let talk = async {
+        while pressed.send("more".into()).await.is_ok() && matches!(pressed.next().await, Some(Ok(_))) {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, talk).await.expect("the other websocket is cut");
     for (way, flow) in &of_cyd {
         assert!(!flow.is_finished(), "{way} of somebody else was cut");
     }
@@ -702,5 +717,160 @@ async fn each_host_signs_in_by_itself_where_no_other_is_named() {
         assert_eq!((page.place().as_str(), page.is_of_service()), ("a.test/x", true));
         let page = browser.open(&over.url("b.test/")).await;
         assert!(page.asks() && page.url.host_str() == Some("b.test"));
+    }
+}
+
+#[tokio::test]
+async fn who_guesses_waits_and_nobody_else_does() {
+    let house = House::with(MANY).await;
+    let mut known = house.browser();
+    assert!(known.sign_in(&house.url("web.test/"), "ada", PASSWORD).await.is_of_service());
+    let mut guesser = house.browser();
+    let form = guesser.open(&house.url("web.test/")).await.sign_in_form().set("user", "ada").set("password", "guess");
+    let mut waits = 0;
+    for _ in 0..10 {
+        let page = guesser.post(&form).await;
+        match page.status() {
+            401 => {}
+            429 => {
+                assert!(page.asks(), "{page:?}");
+                waits += 1;
+            }
+            _ => panic!("{page:?}"),
+        }
+    }
+    assert!(waits > 0);
+    // The right password does not help the guesser now, by a form or as a program.
+    assert_eq!(guesser.post(&form.clone().set("password", PASSWORD)).await.status(), 429);
+    let reply = house.program("GET", "web.test/", &[("authorization", &basic("ADA ", PASSWORD))]).await;
+    assert_eq!((reply.status, reply.header("retry-after").is_empty()), (429, false), "{reply:?}");
+    // Whoever is signed in goes on, others sign in, and ada can in her own browser.
+    assert!(known.open(&house.url("web.test/")).await.is_of_service());
+    assert!(house.browser().sign_in(&house.url("web.test/"), "cyd", PASSWORD).await.is_of_service());
+    let form = known.sign_out_form(&house.url("web.test/")).await;
+    known.submit(&form).await;
+    assert!(known.sign_in(&house.url("web.test/"), "ada", PASSWORD).await.is_of_service());
+}
+
+#[tokio::test]
+async fn credentials_are_remembered_for_a_while_and_no_longer() {
+    let house = House::with_config(MANY, |config| config.auth.basic_cache = Duration::from_secs(2)).await;
+    let ada = basic("ada", PASSWORD);
+    assert_eq!(house.program("GET", "web.test/", &[("authorization", &ada)]).await.status, 200);
+    for (user, password) in [("ada", "wrong"), ("ada", ""), ("adax", PASSWORD), ("ada", "correct horse ")] {
+        assert_eq!(house.program("GET", "web.test/", &[("authorization", &basic(user, password))]).await.status, 401, "{user} {password}");
+    }
+    assert_eq!(house.program("GET", "mixed.test/admin", &[("authorization", &ada)]).await.status, 200);
+    write_users(&house.users, &[("bob", "guests"), ("cyd", "staff")]);
+    until("forgotten", || async { house.program("GET", "web.test/", &[("authorization", &ada)]).await.status == 401 }).await;
+}
+
+/// What services hear of whom.
+mod identity {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_service_hears_who_it_is() {
+        let house = House::with(MANY).await;
+        let mut browser = house.browser();
+        let page = browser.sign_in(&house.url("web.test/"), "ada", PASSWORD).await;
+        let credentials = basic("Ada", PASSWORD);
+        let program = house.program("GET", "any.test/", &[("authorization", &credentials)]).await;
+        for reply in [&page.reply, &program] {
+            assert_eq!(reply.upstream_saw("x-forwarded-user"), "ada");
+            assert_eq!(reply.upstream_saw("x-forwarded-email"), "ada@x.test");
+            assert_eq!(reply.upstream_saw("x-forwarded-name"), "Name of ada");
+            let groups = reply.upstream_saw("x-forwarded-groups");
+            assert!(groups.contains("staff") && groups.contains("admins"), "{groups}");
+        }
+        for place in ["open.test/", "hooks.test/hooks"] {
+            let reply = browser.open(&house.url(place)).await.reply;
+            assert_eq!(reply.upstream_saw("x-forwarded-user"), "", "{place}: nobody was asked");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_gives_themselves_a_name_under_any_header() {
+        let house = House::with_config(MANY, |config| {
+            config.auth.user_header = Some("remote-user".parse().unwrap());
+            config.auth.token_header = Some("x-skep-token".parse().unwrap());
+            config.proxy.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+        })
+        .await;
+        let ada = basic("ada", PASSWORD);
+        for path_of in [("accept", "*/*"), BY_PINGORA] {
+            for (place, user) in [("open.test/", ""), ("hooks.test/hooks", ""), ("web.test/", "ada")] {
+                for name in
+                    ["remote-user", "remote_user", "Remote-User", "REMOTE_USER", "x-forwarded-groups", "x_forwarded_groups", "x-skep-token"]
+                {
+                    let mut fields = vec![path_of];
+                    fields.extend((!user.is_empty()).then_some(("authorization", ada.as_str())));
+                    fields.extend([(name, "root"), (name, "again root")]);
+                    let reply = house.program("GET", place, &fields).await;
+                    assert_eq!((reply.status, reply.upstream_saw("remote-user").as_str()), (200, user), "{place} {name}");
+                    assert!(!reply.body.contains("root"), "{place} {name}: {}", reply.body);
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_proved_it_does_not_go_on() {
+        let house = House::with(MANY).await;
+        let mut browser = house.browser();
+        browser.sign_in(&house.url("web.test/"), "ada", PASSWORD).await;
+        let (ours, ada) = (browser.cookies_for(&Url::parse(&house.url("web.test/")).unwrap()), basic("ada", PASSWORD));
+        assert!(ours.contains("skep=") && ours.contains("skep-browser="));
+        for path_of in [("accept", "*/*"), BY_PINGORA] {
+            for place in ["web.test/", "open.test/", "hooks.test/hooks"] {
+                let mixed = format!("a=1; {ours}; b=2; __Host-skep=x; SKEP-form=y");
+                let reply = house.program("GET", place, &[path_of, ("cookie", &mixed)]).await;
+                assert_eq!(reply.upstream_saw("cookie"), "a=1; b=2", "{place}");
+                let alone = house.program("GET", place, &[path_of, ("cookie", &ours)]).await;
+                assert!(alone.status == 200 && alone.json()["headers"].get("cookie").is_none(), "{place}");
+                // With a session, credentials are for the service.
+                let both = house.program("GET", place, &[path_of, ("cookie", &ours), ("authorization", &ada)]).await;
+                assert_eq!(both.upstream_saw("authorization"), ada, "{place}");
+            }
+            let reply = house.program("GET", "web.test/", &[path_of, ("authorization", &ada)]).await;
+            assert_eq!((reply.status, reply.upstream_saw("authorization").as_str()), (200, ""));
+        }
+        let reply = house.program("GET", "open.test/", &[("authorization", &ada)]).await;
+        assert_eq!(reply.upstream_saw("authorization"), ada, "where nobody was asked, they are the service's");
+    }
+}
+
+/// Another authority is asked.
+mod authorizer {
+    use super::*;
+
+    #[tokio::test]
+    #[ignore = "waits for proxy/authorize.rs: forward-auth"]
+    async fn a_request_goes_on_if_the_authorizer_says_so() {
+        let asked = Upstream::start("authorizer").await;
+        let (yes, no) = (format!("http://{}/status/200", asked.address), format!("http://{}/status/403", asked.address));
+        let gone = format!("http://127.0.0.1:{}/", free_port());
+        let labels: Labels<'_> = &[
+            ("yes", &[("skep.host", "yes.test"), ("skep.forward-auth", &yes)]),
+            ("no", &[("skep.host", "no.test"), ("skep.forward-auth", &no)]),
+            ("gone", &[("skep.host", "gone.test"), ("skep.forward-auth", &gone)]),
+            ("both", &[("skep.host", "both.test"), ("skep.forward-auth", &yes), ("skep.auth", "staff")]),
+            ("neither", &[("skep.host", "neither.test"), ("skep.forward-auth", &no), ("skep.auth", "staff")]),
+        ];
+        let house = House::with(labels).await;
+        let ada = basic("ada", PASSWORD);
+        for (place, headers, statuses) in [
+            ("yes.test/", &[][..], &[200][..]),
+            ("no.test/", &[], &[403]),
+            ("gone.test/", &[], &[502, 503, 504]),
+            ("both.test/", &[], &[401]),
+            ("both.test/", &[("authorization", ada.as_str())], &[200]),
+            ("neither.test/", &[("authorization", ada.as_str())], &[403]),
+        ] {
+            let before = house.upstream.seen();
+            let reply = house.program("GET", place, headers).await;
+            assert!(statuses.contains(&reply.status), "{place}: {reply:?}");
+            assert_eq!(house.upstream.seen() - before, usize::from(reply.status == 200), "{place}");
+        }
     }
 }
