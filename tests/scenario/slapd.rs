@@ -108,6 +108,11 @@ cn: staff
 gidNumber: 20001
 ";
 
+/// Is there an IPv6 loopback, at which directories listen too?
+pub fn has_ipv6() -> bool {
+    std::net::TcpListener::bind("[::1]:0").is_ok()
+}
+
 /// What differs from directory to directory.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -199,7 +204,10 @@ impl Slapd {
     pub async fn run(&mut self) {
         self.process = None;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("slapd.log")).unwrap();
-        let (plain, tls) = (format!("ldap://{}", self.plain), format!("ldaps://{0} ldaps://[::1]:{1}", self.tls, self.tls.port()));
+        let (plain, mut tls) = (format!("ldap://{}", self.plain), format!("ldaps://{}", self.tls));
+        if has_ipv6() {
+            tls = format!("{tls} ldaps://[::1]:{}", self.tls.port());
+        }
         let urls = if self.encrypted { format!("{plain} {tls}") } else { plain };
         let mut command = Command::new(
             ["/usr/sbin/slapd", "/usr/local/libexec/slapd"].into_iter().find(|path| PathBuf::from(path).exists()).unwrap_or("slapd"),
