@@ -216,6 +216,23 @@ async fn an_empty_password_is_wrong_and_nobody_is_asked() {
 }
 
 #[tokio::test]
+async fn who_does_not_exist_is_refused_by_the_same_steps_as_a_wrong_password() {
+    let slapd = Slapd::start().await;
+    let ldap = open(&slapd.config());
+    let steps = async |user: &str| {
+        let before = slapd.log().len();
+        assert_eq!(verify(&ldap, user, "wrong").await, Ok(None));
+        let log = slapd.log().split_off(before);
+        ["BIND dn=\"", "SRCH base="].map(|step| log.lines().filter(|line| line.contains(step) && !line.contains("mech=")).count())
+    };
+    // The first search needs the service account.
+    steps("ada").await;
+    assert_eq!(steps("ada").await, [1, 1], "{}", slapd.log());
+    assert_eq!(steps("eve").await, [1, 1], "{}", slapd.log());
+    assert!(!slapd.log().contains("wrong") && !slapd.log().contains("reader-secret"));
+}
+
+#[tokio::test]
 async fn users_sign_in_directly_where_their_names_follow_a_rule() {
     let slapd = Slapd::start().await;
     let template = Some(format!("uid={{user}},ou=people,{SUFFIX}"));

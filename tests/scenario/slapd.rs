@@ -212,7 +212,7 @@ impl Slapd {
         let mut command = Command::new(
             ["/usr/sbin/slapd", "/usr/local/libexec/slapd"].into_iter().find(|path| PathBuf::from(path).exists()).unwrap_or("slapd"),
         );
-        command.arg("-f").arg(self.path("slapd.conf")).args(["-h", &urls, "-d", "0"]);
+        command.arg("-f").arg(self.path("slapd.conf")).args(["-h", &urls, "-d", "stats"]);
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
         let child =
             child.unwrap_or_else(|error| panic!("slapd: {error}; `./dev test` installs it, as does `apt-get install slapd ldap-utils`"));
@@ -282,6 +282,11 @@ impl Slapd {
         let done =
             done.unwrap_or_else(|error| panic!("{program}: {error}; `./dev test` installs it, as does `apt-get install ldap-utils`"));
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// What it says that it was asked: `BIND dn="..."`, `SRCH base="..."`.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.path("slapd.log")).unwrap()).into_owned()
     }
 
     pub fn password_file(&self) -> PathBuf {
