@@ -41,6 +41,15 @@ async fn known(ldap: &Ldap, groups: &[&str]) -> Result<Vec<String>, Unavailable>
     Ok(ldap.known(&groups).await?.into_iter().collect())
 }
 
+/// Waits until it does: a machine may be too busy for short limits.
+async fn answers(ldap: &Ldap) {
+    let began = Instant::now();
+    while ldap.look_up("ada").await.is_err() {
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", ldap.health());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 const ALL: [&str; 5] = ["everybody", "Human  Resources", "ops", "staff", "teedy"];
 
 #[tokio::test]
@@ -320,26 +329,24 @@ async fn the_next_server_is_asked_and_the_first_again_once_it_is_back() {
 #[tokio::test]
 async fn a_server_that_stalls_is_given_up_in_time() {
     let (one, two) = (Slapd::start().await, Slapd::start().await);
-    let quick = |config: config::Ldap| config::Ldap {
-        connect_timeout: Duration::from_millis(500),
-        request_timeout: Duration::from_millis(500),
-        ..config
-    };
+    let quick =
+        |config: config::Ldap| config::Ldap { connect_timeout: Duration::from_secs(1), request_timeout: Duration::from_secs(1), ..config };
     let ldap = open(&quick(Slapd::configs(&[&one, &two])));
     let alone = open(&quick(one.config()));
-    assert!(ldap.look_up("ada").await.unwrap().is_some() && alone.look_up("ada").await.unwrap().is_some());
+    answers(&ldap).await;
+    answers(&alone).await;
     one.freeze();
     let began = Instant::now();
     assert!(ldap.look_up("ada").await.unwrap().is_some());
     assert!(alone.look_up("ada").await.is_err() && verify(&alone, "ada", "ada-secret").await.is_err());
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert!(!ldap.health()[0].up && ldap.health()[1].up);
     // Many at a time do not wait one after the other.
     let began = Instant::now();
     let all = futures_util::future::join_all((0..50).map(|_| alone.look_up("ada"))).await;
-    assert!(all.iter().all(Result::is_err) && began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(all.iter().all(Result::is_err) && began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     one.thaw();
-    assert!(alone.look_up("ada").await.unwrap().is_some());
+    answers(&alone).await;
 }
 
 #[tokio::test]
