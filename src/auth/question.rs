@@ -104,7 +104,9 @@ pub fn parents(ldap: &Ldap, groups: &[String]) -> Option<String> {
         (None, Scheme::ActiveDirectory) => None,
         (None, Scheme::Groups | Scheme::MemberOf) => Some(each(&|dn| {
             let dn = escape(dn);
-            format!("(&(objectClass=groupOfNames)(member={dn}))(&(objectClass=groupOfUniqueNames)(uniqueMember={dn}))")
+            format!(
+                "(&(|(objectClass=groupOfNames)(objectClass=group))(member={dn}))(&(objectClass=groupOfUniqueNames)(uniqueMember={dn}))"
+            )
         })),
     }
 }

@@ -13,7 +13,7 @@ use skep::config::filter::Template;
 use skep::config::ldap::Server;
 use skep::config::{self, Scheme};
 
-use crate::slapd::{Options, SUFFIX, Slapd};
+use crate::slapd::{Options, SUFFIX, Slapd, has_ipv6};
 
 fn open(config: &config::Ldap) -> Ldap {
     Ldap::open(config).unwrap()
@@ -39,6 +39,15 @@ fn sorted(identity: Identity) -> Vec<String> {
 async fn known(ldap: &Ldap, groups: &[&str]) -> Result<Vec<String>, Unavailable> {
     let groups: BTreeSet<String> = groups.iter().map(|group| folded(group)).collect();
     Ok(ldap.known(&groups).await?.into_iter().collect())
+}
+
+/// Waits until it does: a machine may be too busy for short limits.
+async fn answers(ldap: &Ldap) {
+    let began = Instant::now();
+    while ldap.look_up("ada").await.is_err() {
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", ldap.health());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 const ALL: [&str; 5] = ["everybody", "Human  Resources", "ops", "staff", "teedy"];
@@ -216,6 +225,23 @@ async fn an_empty_password_is_wrong_and_nobody_is_asked() {
 }
 
 #[tokio::test]
+async fn who_does_not_exist_is_refused_by_the_same_steps_as_a_wrong_password() {
+    let slapd = Slapd::start().await;
+    let ldap = open(&slapd.config());
+    let steps = async |user: &str| {
+        let before = slapd.log().len();
+        assert_eq!(verify(&ldap, user, "wrong").await, Ok(None));
+        let log = slapd.log().split_off(before);
+        ["BIND dn=\"", "SRCH base="].map(|step| log.lines().filter(|line| line.contains(step) && !line.contains("mech=")).count())
+    };
+    // The first search needs the service account.
+    steps("ada").await;
+    assert_eq!(steps("ada").await, [1, 1], "{}", slapd.log());
+    assert_eq!(steps("eve").await, [1, 1], "{}", slapd.log());
+    assert!(!slapd.log().contains("wrong") && !slapd.log().contains("reader-secret"));
+}
+
+#[tokio::test]
 async fn users_sign_in_directly_where_their_names_follow_a_rule() {
     let slapd = Slapd::start().await;
     let template = Some(format!("uid={{user}},ou=people,{SUFFIX}"));
@@ -303,26 +329,24 @@ async fn the_next_server_is_asked_and_the_first_again_once_it_is_back() {
 #[tokio::test]
 async fn a_server_that_stalls_is_given_up_in_time() {
     let (one, two) = (Slapd::start().await, Slapd::start().await);
-    let quick = |config: config::Ldap| config::Ldap {
-        connect_timeout: Duration::from_millis(500),
-        request_timeout: Duration::from_millis(500),
-        ..config
-    };
+    let quick =
+        |config: config::Ldap| config::Ldap { connect_timeout: Duration::from_secs(1), request_timeout: Duration::from_secs(1), ..config };
     let ldap = open(&quick(Slapd::configs(&[&one, &two])));
     let alone = open(&quick(one.config()));
-    assert!(ldap.look_up("ada").await.unwrap().is_some() && alone.look_up("ada").await.unwrap().is_some());
+    answers(&ldap).await;
+    answers(&alone).await;
     one.freeze();
     let began = Instant::now();
     assert!(ldap.look_up("ada").await.unwrap().is_some());
     assert!(alone.look_up("ada").await.is_err() && verify(&alone, "ada", "ada-secret").await.is_err());
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert!(!ldap.health()[0].up && ldap.health()[1].up);
     // Many at a time do not wait one after the other.
     let began = Instant::now();
     let all = futures_util::future::join_all((0..50).map(|_| alone.look_up("ada"))).await;
-    assert!(all.iter().all(Result::is_err) && began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(all.iter().all(Result::is_err) && began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     one.thaw();
-    assert!(alone.look_up("ada").await.unwrap().is_some());
+    answers(&alone).await;
 }
 
 #[tokio::test]
@@ -341,16 +365,19 @@ async fn only_the_server_that_the_certificate_names_is_told_anything() {
     fails(config::Ldap { ca: Some(other.ca_file()), ..starttls(&slapd) }, "UnknownIssuer").await;
     fails(starttls(&other), "not valid for").await;
     // By address, by name, over IPv6, and by StartTLS.
-    for url in [
+    let mut urls = vec![
         format!("ldaps://localhost:{}", slapd.tls.port()),
-        format!("ldaps://[::1]:{}", slapd.tls.port()),
         format!("ldap://127.0.0.1:{}", slapd.plain.port()),
         format!("ldap://localhost:{}", slapd.plain.port()),
-    ] {
+    ];
+    urls.extend(has_ipv6().then(|| format!("ldaps://[::1]:{}", slapd.tls.port())));
+    for url in urls {
         let ldap = open(&config::Ldap { servers: at(url.clone()), ..slapd.config() });
         assert!(verify(&ldap, "ada", "ada-secret").await.unwrap().is_some(), "{url}");
     }
-    fails(config::Ldap { servers: at(format!("ldaps://[::1]:{}", other.tls.port())), ..other.config() }, "not valid for").await;
+    if has_ipv6() {
+        fails(config::Ldap { servers: at(format!("ldaps://[::1]:{}", other.tls.port())), ..other.config() }, "not valid for").await;
+    }
     // No file, or nothing in it, is a mistake that is told at the start.
     for ca in [slapd.file("empty.pem", ""), slapd.directory.path().join("none.pem")] {
         assert!(Ldap::open(&config::Ldap { ca: Some(ca), ..slapd.config() }).unwrap_err().contains("ldap.ca"));

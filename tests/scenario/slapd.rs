@@ -108,6 +108,11 @@ cn: staff
 gidNumber: 20001
 ";
 
+/// Is there an IPv6 loopback, at which directories listen too?
+pub fn has_ipv6() -> bool {
+    std::net::TcpListener::bind("[::1]:0").is_ok()
+}
+
 /// What differs from directory to directory.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -199,12 +204,15 @@ impl Slapd {
     pub async fn run(&mut self) {
         self.process = None;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("slapd.log")).unwrap();
-        let (plain, tls) = (format!("ldap://{}", self.plain), format!("ldaps://{0} ldaps://[::1]:{1}", self.tls, self.tls.port()));
+        let (plain, mut tls) = (format!("ldap://{}", self.plain), format!("ldaps://{}", self.tls));
+        if has_ipv6() {
+            tls = format!("{tls} ldaps://[::1]:{}", self.tls.port());
+        }
         let urls = if self.encrypted { format!("{plain} {tls}") } else { plain };
         let mut command = Command::new(
             ["/usr/sbin/slapd", "/usr/local/libexec/slapd"].into_iter().find(|path| PathBuf::from(path).exists()).unwrap_or("slapd"),
         );
-        command.arg("-f").arg(self.path("slapd.conf")).args(["-h", &urls, "-d", "0"]);
+        command.arg("-f").arg(self.path("slapd.conf")).args(["-h", &urls, "-d", "stats"]);
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
         let child =
             child.unwrap_or_else(|error| panic!("slapd: {error}; `./dev test` installs it, as does `apt-get install slapd ldap-utils`"));
@@ -274,6 +282,11 @@ impl Slapd {
         let done =
             done.unwrap_or_else(|error| panic!("{program}: {error}; `./dev test` installs it, as does `apt-get install ldap-utils`"));
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// What it says that it was asked: `BIND dn="..."`, `SRCH base="..."`.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.path("slapd.log")).unwrap()).into_owned()
     }
 
     pub fn password_file(&self) -> PathBuf {
