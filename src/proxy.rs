@@ -143,7 +143,7 @@ pub fn route(state: &State, seen: &Seen<'_>, proved: &Proved, who: impl FnOnce(&
     let entrant = match passage {
         Passage::Open => None,
         Passage::Enter(entrant) => Some(entrant),
-        Passage::Challenge => return challenge(state, route, head),
+        Passage::Challenge => return challenge(state, route, head, origin),
         Passage::Refused(identity) => return answer(Answer::Outside(identity)),
         Passage::Verify(basic) => return Routed::Ask(Some(route.clone()), Question::Verify(basic)),
         Passage::Authorize(entrant) => return Routed::Ask(Some(route.clone()), Question::Authorize(entrant)),
@@ -193,18 +193,19 @@ fn entrance(state: &State, head: &Head<'_>, origin: &Origin, handshake: Option<&
 }
 
 /// Nobody has said who they are, and somebody has to.
-fn challenge(state: &State, route: &Arc<Route>, head: &Head<'_>) -> Routed {
+fn challenge(state: &State, route: &Arc<Route>, head: &Head<'_>, origin: &Origin) -> Routed {
     let people = route.access.groups.is_some();
     let mode = if people { route.access.mode } else { auth::Mode::Basic };
+    let (status, query) = if can_be_asked_again(head.method) { (StatusCode::FOUND, head.query) } else { (StatusCode::SEE_OTHER, "") };
     let answer = match manner(mode, head.headers) {
+        // Over HTTPS from the first step on: the code that brings somebody back must not come in clear.
+        Manner::Page if people && !origin.secure && state.sign_ins.find(head.host) == Some(true) => {
+            Answer::Redirect(status, secure::https_url(&state.config, head.host, head.path, query))
+        }
         Manner::Page if state.config.auth.host.as_deref().is_some_and(|host| host != head.host) && state.sign_ins.names(head.host) => {
             return Routed::Ask(Some(route.clone()), Question::Depart);
         }
-        Manner::Page => {
-            let (status, query) =
-                if can_be_asked_again(head.method) { (StatusCode::FOUND, head.query) } else { (StatusCode::SEE_OTHER, "") };
-            Answer::Redirect(status, entrance::sign_in(head.path, query))
-        }
+        Manner::Page => Answer::Redirect(status, entrance::sign_in(head.path, query)),
         manner => Answer::Unauthorized(manner, head.host.to_owned()),
     };
     Routed::Answer(Some(route.clone()), answer)

@@ -18,6 +18,7 @@ use url::Url;
 use crate::browser::{Browser, Network, Page};
 use crate::harness::*;
 use crate::lean::BY_PINGORA;
+use crate::siege;
 use crate::signin::*;
 
 /// A host with an open and a protected part, one with a path that is let by, and one that is protected whole.
@@ -1264,4 +1265,48 @@ async fn a_target_that_says_no_path_reaches_nobody() {
 
 async fn answer_of(house: &House, asked: &str) -> String {
     raw(house.edge.http, asked.as_bytes()).await
+}
+
+#[tokio::test]
+async fn a_path_of_http2_is_a_path() {
+    let house = House::with(HOSTS).await;
+    for path in [
+        "admin",
+        "*",
+        "",
+        "?x",
+        ";/admin",
+        "http://mixed.test/admin",
+        "//mixed.test/admin",
+        "/public/../admin",
+        "/%61dmin",
+        "/admin#x",
+        "/\\admin",
+    ] {
+        for scheme in ["http", "https", "ftp"] {
+            let block = siege::fields(&[
+                (b":method", b"GET"),
+                (b":scheme", scheme.as_bytes()),
+                (b":authority", b"mixed.test"),
+                (b":path", path.as_bytes()),
+            ]);
+            let head = siege::frame(siege::HEADERS, siege::END_STREAM | siege::END_HEADERS, 1, &block);
+            let mut stream = TcpStream::connect(house.edge.http).await.unwrap();
+            stream.write_all(&[siege::preface(), head].concat()).await.unwrap();
+            let mut answer = vec![0; 4096];
+            let mut length = 0;
+            // To the end of the stream, or of the connection.
+            while let Ok(Ok(count @ 1..)) =
+                tokio::time::timeout(Duration::from_millis(300), tokio::io::AsyncReadExt::read(&mut stream, &mut answer[length..])).await
+            {
+                length += count;
+            }
+            let text = String::from_utf8_lossy(&answer[..length]).into_owned();
+            assert!(!text.contains("\"name\":\"web\"") || !is_below(&lax(uri_in(&text)), "/admin"), "{path}: {text}");
+        }
+    }
+}
+
+fn uri_in(text: &str) -> &str {
+    text.split_once("\"uri\":\"").map_or("", |(_, rest)| rest.split('"').next().unwrap())
 }

@@ -708,6 +708,27 @@ async fn the_sign_in_host_is_a_page_of_its_own_and_open_hosts_stay_open() {
     assert_eq!((page.place().as_str(), page.is_of_service()), ("mixed.test/admin", true), "{page:?}");
 }
 
+/// Two routes of one host, of which one is for HTTPS alone: signing in is, for both.
+#[tokio::test]
+async fn nothing_that_signs_somebody_in_goes_in_clear_where_a_route_wants_https() {
+    let labels: Labels<'_> = &[
+        ("a", &[("skep.host", "a.test"), ("skep.auth", "staff"), ("skep.tls", "redirect")]),
+        ("plain", &[("skep.host", "a.test"), ("skep.path", "/plain"), ("skep.auth", "staff"), ("skep.tls", "both")]),
+    ];
+    for host in [None, Some("c.test".to_owned())] {
+        let over = Over::with(labels, |config| config.auth.host = host).await;
+        let mut browser = over.browser(false);
+        let clear = format!("http://a.test:{}/plain?x=1", over.secured.edge.http.port());
+        let page = browser.sign_in(&clear, "ada", PASSWORD).await;
+        assert!(page.is_of_service() && page.url.as_str() == over.url("a.test/plain?x=1"), "{page:?}");
+        let (mut way, mut fresh) = (Vec::new(), over.browser(false));
+        way.extend(fresh.open(&clear).await.way);
+        way.extend(page.way);
+        assert!(way.iter().all(|(_, to)| to.starts_with("https://")), "{way:?}");
+        assert!(browser.jar.iter().chain(&fresh.jar).all(|cookie| cookie.name.starts_with("__Host-")), "{:?}", browser.jar);
+    }
+}
+
 #[tokio::test]
 async fn each_host_signs_in_by_itself_where_no_other_is_named() {
     let over = Over::with(TWO, |_| {}).await;
@@ -872,5 +893,50 @@ mod authorizer {
             assert!(statuses.contains(&reply.status), "{place}: {reply:?}");
             assert_eq!(house.upstream.seen() - before, usize::from(reply.status == 200), "{place}");
         }
+    }
+}
+
+/// How the pages look is seen elsewhere; here, what keeps others from using them.
+mod pages {
+    use super::*;
+
+    #[tokio::test]
+    #[ignore = "waits for auth/page.rs"]
+    async fn no_other_site_frames_them_and_no_cache_keeps_them() {
+        let house = House::with(MANY).await;
+        let mut browser = house.browser();
+        let mut pages = vec![browser.open(&house.url("web.test/")).await];
+        let form = pages[0].sign_in_form().set("user", "ada");
+        pages.push(browser.post(&form.clone().set("password", "wrong")).await);
+        pages.push(browser.post(&form.clone().set("token", "")).await);
+        browser.submit(&form.set("password", PASSWORD)).await;
+        pages.push(browser.open(&house.url("web.test/.skep/sign-out")).await);
+        pages.push(browser.open(&house.url("web.test/.skep/enter?code=x")).await);
+        for page in pages {
+            let policy = page.reply.header("content-security-policy");
+            assert!(
+                policy.contains("frame-ancestors 'none'") && policy.contains("form-action") && policy.contains("default-src 'none'"),
+                "{page:?}"
+            );
+            assert!(page.reply.header("cache-control").contains("no-store"), "{page:?}");
+            assert!(page.reply.header("content-type").starts_with("text/html"), "{page:?}");
+            // Old browsers without Sec-Fetch-Site would say `Origin: null` after `no-referrer`, and could not sign in.
+            assert!(matches!(page.reply.header("referrer-policy"), "same-origin" | "strict-origin"), "{page:?}");
+            assert!(!page.reply.body.contains("<script"), "{page:?}");
+        }
+    }
+
+    #[tokio::test]
+    #[ignore = "waits for auth/page.rs"]
+    async fn who_has_to_wait_is_told_how_long() {
+        let house = House::with(ONE).await;
+        let mut browser = house.browser();
+        let form = browser.open(&house.url("web.test/")).await.sign_in_form().set("user", "ada").set("password", "guess");
+        let mut page = browser.post(&form).await;
+        for _ in 0..10 {
+            page = browser.post(&form).await;
+        }
+        assert_eq!(page.status(), 429);
+        assert!(page.reply.header("retry-after").parse::<u64>().unwrap() > 0, "{page:?}");
     }
 }
