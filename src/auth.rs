@@ -36,6 +36,7 @@ pub mod roster;
 pub mod seal;
 pub mod session;
 pub mod standing;
+pub mod style;
 pub mod target;
 pub mod throttle;
 pub mod token;

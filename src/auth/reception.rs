@@ -122,7 +122,7 @@ impl Gate {
         let sealed = self.roster.keys.with(|ring| browser.seal(ring, caller.host, random()));
         let mut reply = match bound.destination(visit) {
             Some(there) if !may_enter(&there.access, live.identity()) => {
-                page::refused(visit.caller.host, &there.service, &live.identity().user)
+                page::refused(bound.host(visit), Some(&there.service), &live.identity().user, Some(&again(&bound)))
             }
             _ => self.onward(visit, &bound, &live),
         };
@@ -246,7 +246,23 @@ impl Gate {
     }
 }
 
+/// Where to sign in as somebody else, on the same way.
+fn again(bound: &Bound) -> String {
+    match bound {
+        Bound::Here(to) => entrance::sign_in(to, ""),
+        Bound::There(_, ticket) => format!("{}sign-in?ticket={ticket}", entrance::PATH),
+    }
+}
+
 impl Bound {
+    /// The host there.
+    fn host<'a>(&'a self, visit: &'a Visit<'_>) -> &'a str {
+        match self {
+            Bound::Here(_) => visit.caller.host,
+            Bound::There(ticket, _) => ticket.host(),
+        }
+    }
+
     /// The route there, if somebody has to sign in for it.
     fn destination(&self, visit: &Visit<'_>) -> Option<Destination> {
         match self {

@@ -11,6 +11,7 @@ use maud::{DOCTYPE, PreEscaped, html};
 
 use super::forwarded::X_REQUEST_ID;
 use crate::auth::identity::Identity;
+use crate::auth::page;
 use crate::auth::passage::{Manner, challenge};
 use crate::auth::reply::Reply;
 
@@ -26,7 +27,13 @@ pub enum Answer {
     /// 401: somebody has to say who they are, to the host; in which form they are asked.
     Unauthorized(Manner, String),
     /// 403: signed in, and in none of the groups that may enter.
-    Outside(Arc<Identity>),
+    Outside {
+        identity: Arc<Identity>,
+        service: Arc<str>,
+        host: String,
+        /// Where to sign in as somebody else, if there is a page for that.
+        again: Option<String>,
+    },
     /// 503: whoever knows users gave no answer.
     NoDirectory,
     /// 429: too many sign-ins failed. Seconds until the next may be tried.
@@ -76,7 +83,7 @@ impl Answer {
             Answer::Sign(reply) => reply.status,
             Answer::Unauthorized(..) => StatusCode::UNAUTHORIZED,
             Answer::NotFound => StatusCode::NOT_FOUND,
-            Answer::Forbidden | Answer::Outside(_) => StatusCode::FORBIDDEN,
+            Answer::Forbidden | Answer::Outside { .. } => StatusCode::FORBIDDEN,
             Answer::Closed | Answer::Unavailable | Answer::Maintenance(_) => StatusCode::SERVICE_UNAVAILABLE,
             Answer::Busy(_) | Answer::Broken(_) => StatusCode::SERVICE_UNAVAILABLE,
             Answer::NoDirectory => StatusCode::SERVICE_UNAVAILABLE,
@@ -98,7 +105,7 @@ impl Answer {
             Answer::NotFound => "Nothing is served at this address.",
             Answer::Forbidden => "Your network address may not enter here.",
             Answer::Unauthorized(..) => "Please sign in to enter here.",
-            Answer::Outside(_) => "You are signed in, but may not enter here.",
+            Answer::Outside { .. } => "You are signed in, but may not enter here.",
             Answer::NoDirectory => "Nobody can sign in at the moment. Please try again later.",
             Answer::TooManyTries(_) => "Too many sign-ins failed. Please wait a moment.",
             Answer::Sign(_) => "",
@@ -127,7 +134,7 @@ impl Answer {
             Answer::NotFound => "no route",
             Answer::Forbidden => "address not allowed",
             Answer::Unauthorized(..) => "not signed in",
-            Answer::Outside(_) => "not in a group that may enter",
+            Answer::Outside { .. } => "not in a group that may enter",
             Answer::NoDirectory => "no directory",
             Answer::TooManyTries(_) => "too many failed sign-ins",
             Answer::Sign(reply) => reply.reason,
@@ -216,8 +223,13 @@ pub fn render(answer: &Answer, method: &Method, request: &HeaderMap, request_id:
         let body = if *method == Method::HEAD { String::new() } else { text.clone() };
         return Rendered { status: answer.status(), headers, body };
     }
+    if let (Answer::Outside { identity, service, host, again }, Form::Html) = (answer, form) {
+        let reply = page::refused(host, Some(service), &identity.user, again.as_deref());
+        let (headers, body) = reply.sent(method, headers);
+        return Rendered { status: reply.status, headers, body };
+    }
     let (kind, body) = match form {
-        Form::Html => ("text/html; charset=utf-8", page(answer, request_id)),
+        Form::Html => ("text/html; charset=utf-8", html_page(answer, request_id)),
         Form::Json => ("application/json", json(answer, request_id)),
         Form::Text | Form::Grpc => ("text/plain; charset=utf-8", text(answer, request_id)),
     };
@@ -295,7 +307,7 @@ h1{font-size:3.5rem;line-height:1;margin:0;color:#b7791f}h2{font-size:1.25rem;ma
 p{margin:.5rem 0}small{color:#6b675e;font-family:ui-monospace,monospace;word-break:break-all}a{color:inherit}\
 @media(prefers-color-scheme:dark){body{background:#1d1c1a;color:#e8e6e1}h1{color:#e0a94a}small{color:#9c978c}}";
 
-fn page(answer: &Answer, request_id: &str) -> String {
+fn html_page(answer: &Answer, request_id: &str) -> String {
     let status = answer.status();
     let name = status.canonical_reason().unwrap_or("");
     html! {

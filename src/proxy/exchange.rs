@@ -382,7 +382,7 @@ impl Exchange {
     fn user(&self) -> Option<&str> {
         match (&self.entrant, &self.answered) {
             (Some(entrant), _) => Some(&entrant.visitor.identity.user),
-            (None, Some(Answer::Outside(identity))) => Some(&identity.user),
+            (None, Some(Answer::Outside { identity, .. })) => Some(&identity.user),
             _ => None,
         }
     }

@@ -901,7 +901,6 @@ mod pages {
     use super::*;
 
     #[tokio::test]
-    #[ignore = "waits for auth/page.rs"]
     async fn no_other_site_frames_them_and_no_cache_keeps_them() {
         let house = House::with(MANY).await;
         let mut browser = house.browser();
@@ -927,7 +926,6 @@ mod pages {
     }
 
     #[tokio::test]
-    #[ignore = "waits for auth/page.rs"]
     async fn who_has_to_wait_is_told_how_long() {
         let house = House::with(ONE).await;
         let mut browser = house.browser();
