@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod accounts;
+pub mod authorizer;
 pub mod both;
 pub mod browser;
 pub mod code;

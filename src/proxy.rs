@@ -4,6 +4,7 @@
 pub mod answer;
 mod attempt;
 pub mod authority;
+mod authorize;
 mod bell;
 pub mod chunks;
 mod client;

@@ -196,7 +196,11 @@ impl Reader {
 
 fn url(value: &Value) -> Result<String, Diagnostic> {
     let uri = value.text.parse::<http::Uri>().ok();
-    let good = |uri: &http::Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty());
+    // A password in it would be shown wherever the label is.
+    let bare = |uri: &http::Uri| uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
+    let good = |uri: &http::Uri| {
+        matches!(uri.scheme_str(), Some("http" | "https")) && bare(uri) && uri.host().is_some_and(|host| !host.is_empty())
+    };
     uri.filter(good).map(|_| value.text.clone()).ok_or_else(|| {
         Diagnostic::error("bad-url", format!("`{}` is not a URL", brief(&value.text)))
             .at(value.place())

@@ -67,6 +67,8 @@ pub struct Exchange {
     pub(super) entrant: Option<Arc<Entrant>>,
     /// What was found out of the request since its head was looked at.
     pub(super) proved: Proved,
+    /// Cookies of the route's authorizer for the client.
+    pub(super) cookies: Vec<HeaderValue>,
     /// The right by which it goes on, where that can be lost,
     pub(super) guard: Option<Guard>,
     /// and whoever watches over it.
@@ -119,6 +121,7 @@ impl Exchange {
             route: None,
             entrant: None,
             proved: Proved::default(),
+            cookies: Vec::new(),
             guard: None,
             watch: None,
             backend: None,
@@ -232,7 +235,7 @@ impl Exchange {
             edits.push(Edit::Append(header::SET_COOKIE, cookie));
         }
         let renewal = self.entrant.as_ref().and_then(|entrant| entrant.renewal.clone());
-        edits.extend(renewal.map(|cookie| Edit::Append(header::SET_COOKIE, cookie)));
+        edits.extend(renewal.into_iter().chain(self.cookies.iter().cloned()).map(|cookie| Edit::Append(header::SET_COOKIE, cookie)));
         if let Ok(id) = HeaderValue::from_str(self.request_id()) {
             edits.push(Edit::Set(forwarded::X_REQUEST_ID, id));
         }

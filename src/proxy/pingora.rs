@@ -56,7 +56,15 @@ impl Edge {
         challenges: Arc<Challenges>,
         gatekeeper: Arc<dyn Gatekeeper>,
     ) -> Edge {
-        Edge { live, ledger, observer, limits, challenges, questions: Questions { gatekeeper }, fetch: Arc::default() }
+        Edge {
+            live,
+            ledger,
+            observer,
+            limits,
+            challenges,
+            questions: Questions { gatekeeper, authorizers: Arc::default() },
+            fetch: Arc::default(),
+        }
     }
 }
 

@@ -11,10 +11,13 @@ use pingora_proxy::Session;
 use tokio::time::timeout;
 
 use super::answer::Answer;
+use super::authorize::Authorizers;
 use super::exchange::Exchange;
 use super::forwarded::Origin;
 use super::{Question, Routed, secure, url};
+use crate::auth::authorizer::{Asked, Word, question};
 use crate::auth::entrance;
+use crate::auth::entrant::{Entrant, Proof};
 use crate::auth::gatekeeper::{Caller, Denied, Destination, Gatekeeper, Visit};
 use crate::auth::passage::{Basic, Manner};
 use crate::auth::{self, Verdict};
@@ -30,6 +33,7 @@ const FORM_TIME: Duration = Duration::from_secs(10);
 /// Who is asked.
 pub(super) struct Questions {
     pub gatekeeper: Arc<dyn Gatekeeper>,
+    pub authorizers: Arc<Authorizers>,
 }
 
 impl Questions {
@@ -40,10 +44,14 @@ impl Questions {
                 Ok(()) => return self.again(session, ctx),
                 Err(answer) => answer,
             },
+            (Question::Authorize(entrant), Some(on)) => match self.authorize(session, ctx, on, entrant).await {
+                Ok(()) => return self.again(session, ctx),
+                Err(answer) => answer,
+            },
             (Question::Depart, Some(_)) => self.depart(session, ctx),
             (Question::Entrance(entrance), _) => self.receive(session, ctx, entrance).await,
             // Every other question is about a route.
-            (Question::Verify(_) | Question::Authorize(_) | Question::Depart, _) => Answer::Closed,
+            (Question::Verify(_) | Question::Authorize(_) | Question::Depart, None) => Answer::Closed,
         };
         Routed::Answer(route, answer)
     }
@@ -66,6 +74,38 @@ impl Questions {
             Err(Denied::Wrong) => Err(Answer::Unauthorized(Manner::Program, ctx.host.clone())),
             Err(Denied::Wait(seconds)) => Err(Answer::TooManyTries(seconds)),
             Err(Denied::Unavailable) => Err(Answer::NoDirectory),
+        }
+    }
+
+    async fn authorize(&self, session: &Session, ctx: &mut Exchange, route: &Route, entrant: Option<Arc<Entrant>>) -> Result<(), Answer> {
+        let (Some(url), Some(origin)) = (&route.access.forward_auth, &ctx.origin) else { return Err(Answer::Closed) };
+        let request = session.req_header();
+        let mark = if ctx.query.is_empty() { "" } else { "?" };
+        let asked = Asked {
+            method: &request.method,
+            headers: &request.headers,
+            host: &origin.host,
+            target: &format!("{}{mark}{}", ctx.path, ctx.query),
+            secure: origin.secure,
+            chain: &origin.chain,
+            request_id: &origin.request_id,
+            told: entrant.as_ref().map_or(&[], |entrant| &entrant.visitor.fields),
+            consumed: entrant.as_ref().is_some_and(|entrant| entrant.by_credentials()),
+        };
+        let auth = &ctx.state.config.auth;
+        match self.authorizers.ask(url, question(&asked, auth), auth).await {
+            Word::Pass { visitor, cookies } => {
+                let by_it = |visitor| Arc::new(Entrant { visitor: Arc::new(visitor), proof: Proof::Authorizer, renewal: None });
+                ctx.proved.entrant = entrant.or_else(|| visitor.map(by_it));
+                ctx.proved.authorized = true;
+                ctx.cookies = cookies;
+                Ok(())
+            }
+            Word::Answer(reply) => Err(Answer::Sign(Arc::new(reply))),
+            Word::Closed(why) => {
+                ctx.failure = Some(format!("authorizer: {why}"));
+                Err(Answer::Closed)
+            }
         }
     }
 
