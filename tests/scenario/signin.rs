@@ -12,7 +12,7 @@ use url::Url;
 
 use crate::browser::{Browser, Network, Page};
 use crate::harness::*;
-use crate::lean::BY_PINGORA;
+use crate::lean::{BY_PINGORA, scripted};
 use crate::secure::{Secured, secured};
 
 pub const PASSWORD: &str = "correct horse";
@@ -892,6 +892,40 @@ mod authorizer {
             assert!(statuses.contains(&reply.status), "{place}: {reply:?}");
             assert_eq!(house.upstream.seen() - before, usize::from(reply.status == 200), "{place}");
         }
+    }
+
+    /// The authorizer judges what is served, not what the client says that it asks for.
+    #[tokio::test]
+    async fn the_authorizer_is_told_what_is_asked_for() {
+        let (address, mut seen) = scripted(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Forwarded-User: eve\r\n\r\n").await;
+        let url = format!("http://{address}/verify");
+        let house = House::with_config(&[("web", &[("skep.host", "web.test"), ("skep.forward-auth", &url)])], |config| {
+            config.proxy.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+        })
+        .await;
+        let forged = [
+            ("x-forwarded-host", "public.test"),
+            ("x-forwarded-uri", "/public"),
+            ("x_forwarded_uri", "/public"),
+            ("x-forwarded-method", "OPTIONS"),
+            ("x-original-url", "http://public.test/public"),
+            ("x-original-uri", "/public"),
+            ("x-rewrite-url", "/public"),
+            ("x-forwarded-user", "root"),
+            ("x_forwarded_user", "root"),
+        ];
+        let reply = house.program("POST", "web.test/a/../admin?x=1", &forged).await;
+        assert_eq!((reply.status, reply.upstream_saw("x-forwarded-user").as_str()), (200, "eve"), "{reply:?}");
+        let asked = seen.recv().await.unwrap().to_ascii_lowercase();
+        for line in [
+            "x-forwarded-host: web.test",
+            "x-forwarded-uri: /admin?x=1",
+            "x-forwarded-method: post",
+            "x-original-url: http://web.test/admin?x=1",
+        ] {
+            assert_eq!(asked.matches(&format!("\r\n{line}\r\n")).count(), 1, "{line}: {asked}");
+        }
+        assert!(!asked.contains("public") && !asked.contains("root"), "{asked}");
     }
 }
 
