@@ -84,7 +84,8 @@ impl Questions {
         let asked = Asked {
             method: &request.method,
             headers: &request.headers,
-            host: &origin.host,
+            // The one that is served, whatever a proxy in front lets its clients say.
+            host: &ctx.host,
             target: &format!("{}{mark}{}", ctx.path, ctx.query),
             secure: origin.secure,
             chain: &origin.chain,
