@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
-use crate::config::Config;
+use crate::config::{Config, auth};
 use crate::provider::docker;
 use crate::provider::files::{self, Stack};
 use crate::snapshot::Snapshot;
@@ -92,7 +93,12 @@ impl Source {
         match edge(address, PATIENT) {
             Ok((snapshot, ledger)) => {
                 output::note(&format!("from the edge at {address}"));
-                Ok(Facts { snapshot, config, ledger, limits: limits(address) })
+                let mut config = (*config).clone();
+                // An older edge does not say.
+                if let Some(facts) = told::<auth::Facts>(address, "/facts") {
+                    facts.apply(&mut config);
+                }
+                Ok(Facts { snapshot, config: Arc::new(config), ledger, limits: told(address, "/limits").unwrap_or_default() })
             }
             // Whoever names an address means that edge and no other.
             Err(reason) if self.admin.is_some() => Err(Failure::said(format!("the edge at {address} does not answer: {reason}"))),
@@ -119,10 +125,10 @@ fn edge(address: SocketAddr, limit: Duration) -> Result<(Snapshot, BTreeMap<Stri
     Ok((snapshot, ledger))
 }
 
-/// How the limits stand there; nothing where an older edge does not say.
-fn limits(address: SocketAddr) -> Vec<LimitNow> {
-    let page = ask::get(address, "/limits", PATIENT).ok().filter(|(status, _)| *status == 200);
-    page.and_then(|(_, body)| serde_json::from_slice(&body).ok()).unwrap_or_default()
+/// What the edge at `address` says at `path`; nothing where an older one does not say.
+fn told<T: DeserializeOwned>(address: SocketAddr, path: &str) -> Option<T> {
+    let (_, body) = ask::get(address, path, PATIENT).ok().filter(|(status, _)| *status == 200)?;
+    serde_json::from_slice(&body).ok()
 }
 
 /// What the edge of these settings knows, if one is there and quick to answer.

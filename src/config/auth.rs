@@ -68,6 +68,32 @@ impl Default for Auth {
     }
 }
 
+/// What somebody else has to know of an edge's settings to tell which of its routes are closed: no secrets, no paths.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Facts {
+    /// Somebody knows users.
+    pub sign_in: bool,
+    pub authorizers: Vec<String>,
+    pub https: Vec<std::net::SocketAddr>,
+}
+
+impl Facts {
+    pub fn of(config: &Config) -> Facts {
+        Facts { sign_in: is_configured(config), authorizers: config.auth.authorizers.clone(), https: config.https.listen.clone() }
+    }
+
+    /// `config` as the edge has it of which these are the facts.
+    pub fn apply(self, config: &mut Config) {
+        match (self.sign_in, is_configured(config)) {
+            (true, false) => config.auth.users = Some(PathBuf::from("as the edge has it")),
+            (false, true) => (config.auth.users, config.ldap) = (None, ldap::Ldap::default()),
+            _ => {}
+        }
+        (config.auth.authorizers, config.https.listen) = (self.authorizers, self.https);
+    }
+}
+
 /// Does anybody know users? Where not, routes that ask for sign-in are closed.
 pub fn is_configured(config: &Config) -> bool {
     config.auth.users.is_some() || ldap::is_configured(&config.ldap)

@@ -24,6 +24,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::prometheus::{CONTENT_TYPE, Metrics, Now};
 use crate::certificate::standing::Report;
+use crate::config::auth::Facts;
 use crate::state::Live;
 use crate::traffic::LimitNow;
 use crate::upstream::Backend;
@@ -42,6 +43,7 @@ const CONTENTS: &str = "\
 /routes       the routing table (JSON)
 /diagnostics  findings about labels (JSON)
 /snapshot     what Docker said (JSON)
+/facts        settings that decide which routes are closed (JSON)
 /ledger       counters of the backends (JSON)
 /limits       counters and circuits of the routes (JSON)
 /certificates how the names stand that want certificates, and what is done next (JSON)
@@ -90,6 +92,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/routes", get(routes))
         .route("/diagnostics", get(diagnostics))
         .route("/snapshot", get(snapshot))
+        .route("/facts", get(facts))
         .route("/ledger", get(ledger))
         .route("/limits", get(limits))
         .route("/certificates", get(certificates))
@@ -123,6 +126,10 @@ async fn diagnostics(Shared(admin): Told) -> Response {
 
 async fn snapshot(Shared(admin): Told) -> Response {
     Json(&*admin.live.load().snapshot).into_response()
+}
+
+async fn facts(Shared(admin): Told) -> Response {
+    Json(Facts::of(&admin.live.load().config)).into_response()
 }
 
 async fn ledger(Shared(admin): Told) -> Response {
@@ -314,6 +321,7 @@ mod tests {
             ("/routes", 200, r#""matches":["shop.example.com/"]"#),
             ("/diagnostics", 200, "skep.hots"),
             ("/snapshot", 200, r#""name":"shop""#),
+            ("/facts", 200, r#"{"sign_in":false,"#),
             ("/ledger", 200, r#"{"backends":0}"#),
             ("/certificates", 200, r#""names":[]"#),
             ("/elsewhere", 404, "/routes "),
