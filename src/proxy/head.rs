@@ -41,10 +41,10 @@ pub(super) fn target(request: &RequestHeader) -> std::result::Result<Target, Ans
 /// the upstream to find a path in it: `GET admin`.
 fn has_a_path(method: &Method, target: &[u8]) -> bool {
     let absolute = |scheme: &str| target.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme.as_bytes()));
-    match method {
+    match *method {
         // It is refused for what it is.
-        &Method::CONNECT => true,
-        &Method::OPTIONS if target == b"*" => true,
+        Method::CONNECT => true,
+        Method::OPTIONS if target == b"*" => true,
         _ => target.starts_with(b"/") || absolute("http://") || absolute("https://"),
     }
 }
