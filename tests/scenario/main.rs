@@ -3,6 +3,7 @@
 mod acme;
 mod attacks;
 mod authority;
+mod authorize;
 mod browser;
 mod certs;
 mod clients;
@@ -20,6 +21,7 @@ mod lean;
 mod limits;
 mod members;
 mod pebble;
+mod people;
 mod probing;
 mod renewal;
 mod resilience;
