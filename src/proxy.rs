@@ -147,7 +147,7 @@ pub fn route(state: &State, seen: &Seen<'_>, proved: &Proved, who: impl FnOnce(&
         Passage::Challenge => return challenge(state, route, head, origin),
         Passage::Refused(identity) => {
             let by_page = route.access.groups.is_some() && route.access.mode == auth::Mode::Form;
-            let again = by_page.then(|| entrance::sign_in(head.path, head.query));
+            let again = by_page.then(|| entrance::sign_in_as_other(head.path, head.query));
             return answer(Answer::Outside { identity, service: route.service.clone(), host: head.host.to_owned(), again });
         }
         Passage::Verify(basic) => return Routed::Ask(Some(route.clone()), Question::Verify(basic)),

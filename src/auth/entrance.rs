@@ -34,6 +34,14 @@ pub fn sign_in(path: &str, query: &str) -> String {
     format!("{PATH}sign-in?to={to}")
 }
 
+/// The same for somebody who is signed in and wants to be somebody else.
+pub fn sign_in_as_other(path: &str, query: &str) -> String {
+    format!("{}&{OTHER}=1", sign_in(path, query))
+}
+
+/// The parameter that says so.
+pub const OTHER: &str = "other";
+
 #[cfg(test)]
 mod tests {
     use super::*;

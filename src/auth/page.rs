@@ -94,6 +94,8 @@ pub fn sign_in(form: &SignIn<'_>) -> Reply {
     let SignIn { service, host, user, trouble, to, ticket, token } = form;
     let (status, reason) = trouble.map_or((StatusCode::OK, "sign-in page"), |trouble| (trouble.status(), trouble.reason()));
     let described = trouble.map(|_| "trouble");
+    // What is no name that anybody has is not repeated.
+    let user = if user.chars().any(char::is_control) { "" } else { user };
     let inside = html! {
         h1 { "Sign in" }
         p class="quiet" {

@@ -1,6 +1,6 @@
 //! The edge's own addresses: the forms by which people sign in and out.
 
-use http::header::{ALLOW, CACHE_CONTROL, SET_COOKIE};
+use http::header::{ALLOW, CACHE_CONTROL, HeaderValue, LOCATION, SET_COOKIE};
 use http::{Method, StatusCode};
 
 use super::accounts::Live;
@@ -51,20 +51,23 @@ impl Gate {
             let mut pairs = form_urlencoded::parse(visit.query.as_bytes());
             pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
         };
-        let ticket = parameter("ticket");
+        let (ticket, other) = (parameter("ticket"), parameter(entrance::OTHER).is_some());
         if visit.is_away() && ticket.is_none() {
-            return self.departure(visit, target(parameter("to").as_deref().unwrap_or("/")));
+            let reply = self.departure(visit, target(parameter("to").as_deref().unwrap_or("/")));
+            return if other { as_other(reply) } else { reply };
         }
         let bound = self.bound(visit, parameter("to"), ticket);
-        let live = self.roster.session_of_any(&visit.caller).await;
-        let destination = bound.destination(visit);
-        if let Some(live) = live.filter(|live| destination.as_ref().is_none_or(|there| may_enter(&there.access, live.identity()))) {
-            return match (&bound, destination) {
-                (Bound::Here(to), None) if visit.is_home() && to == "/" => page::signed_in(visit.caller.host, &live.identity().user),
-                _ => self.onward(visit, &bound, &live),
-            };
+        let Some(live) = self.roster.session_of_any(&visit.caller).await.filter(|_| !other) else {
+            return self.form(visit, &bound, "", None);
+        };
+        let user = &live.identity().user;
+        match (&bound, bound.destination(visit)) {
+            (_, Some(there)) if !may_enter(&there.access, live.identity()) => {
+                page::refused(bound.host(visit), Some(&there.service), user, Some(&again(&bound)))
+            }
+            (Bound::Here(to), None) if visit.is_home() && to == "/" => page::signed_in(visit.caller.host, user),
+            _ => self.onward(visit, &bound, &live),
         }
-        self.form(visit, &bound, "", None)
     }
 
     /// The form, with a token for this browser.
@@ -214,8 +217,8 @@ impl Gate {
         let authority = visit.back.split_once("://").map_or(caller.host, |(_, authority)| authority).to_owned();
         let ticket = Ticket { authority, path: target(path).to_owned(), secure: caller.secure, nonce: nonce.hash(), made: caller.now };
         let text = self.roster.keys.with(|ring| ticket.seal(ring, host, random()));
-        let mut reply = Reply::new(StatusCode::FOUND, "not signed in")
-            .with(http::header::LOCATION, &format!("{home}{}sign-in?ticket={text}", entrance::PATH));
+        let mut reply =
+            Reply::new(StatusCode::FOUND, "not signed in").with(LOCATION, &format!("{home}{}sign-in?ticket={text}", entrance::PATH));
         if known.is_none() {
             reply = reply.with(SET_COOKIE, &Cookie::Enter.set(caller.secure, &nonce.text(), None));
         }
@@ -246,11 +249,23 @@ impl Gate {
     }
 }
 
+/// The same way, for somebody who wants to be somebody else there.
+fn as_other(mut reply: Reply) -> Reply {
+    for (_, value) in reply.headers.iter_mut().filter(|(name, _)| *name == LOCATION) {
+        let to = value.to_str().map(|to| format!("{to}&{}=1", entrance::OTHER)).unwrap_or_default();
+        // What was a field stays one: only letters were added.
+        if let Ok(to) = HeaderValue::from_str(&to) {
+            *value = to;
+        }
+    }
+    reply
+}
+
 /// Where to sign in as somebody else, on the same way.
 fn again(bound: &Bound) -> String {
     match bound {
-        Bound::Here(to) => entrance::sign_in(to, ""),
-        Bound::There(_, ticket) => format!("{}sign-in?ticket={ticket}", entrance::PATH),
+        Bound::Here(to) => entrance::sign_in_as_other(to, ""),
+        Bound::There(_, ticket) => format!("{}sign-in?ticket={ticket}&{}=1", entrance::PATH, entrance::OTHER),
     }
 }
 

@@ -31,8 +31,7 @@ async fn answer(headers: http::HeaderMap) -> Response {
         "/long" => (StatusCode::FORBIDDEN, "x".repeat(100_000)).into_response(),
         "/forbidden" => (StatusCode::FORBIDDEN, [("x-why", "no")], "not you").into_response(),
         "/echo" => {
-            let all: Vec<String> =
-                headers.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap_or("?"))).collect();
+            let all: Vec<String> = headers.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap_or("?"))).collect();
             (StatusCode::FORBIDDEN, all.join("\n")).into_response()
         }
         _ if field("cookie").contains("in=yes") => {

@@ -126,6 +126,13 @@ impl Page {
         found.unwrap_or_else(|| panic!("no form for {path}: {self:?}"))
     }
 
+    /// Where the link or button with `text` leads.
+    pub fn link(&self, text: &str) -> String {
+        let (before, _) = self.reply.body.split_once(&format!(">{text}</a>")).unwrap_or_else(|| panic!("no link {text}: {self:?}"));
+        let (_, href) = before.rsplit_once("href=\"").unwrap();
+        href.split('"').next().unwrap().replace("&amp;", "&")
+    }
+
     pub fn sign_in_form(&self) -> Form {
         self.form("/.skep/sign-in")
     }

@@ -655,9 +655,12 @@ async fn who_may_not_enter_the_second_host_is_told_so_and_can_sign_in_as_somebod
     let over = Over::with(TWO, |config| config.auth.host = Some("c.test".to_owned())).await;
     let mut browser = over.browser(false);
     assert!(browser.sign_in(&over.url("a.test/"), "cyd", PASSWORD).await.is_of_service());
-    // At the sign-in host one is asked once more: somebody else may be let in.
+    // At the sign-in host one is told so, and can go on as somebody else.
     let page = browser.open(&over.url("b.test/x")).await;
-    assert!(!page.is_of_service() && page.asks(), "{page:?}");
+    assert_eq!((page.status(), page.is_of_service(), page.url.host_str()), (403, false, Some("c.test")), "{page:?}");
+    let other = page.url.join(&page.link("Sign in as somebody else")).unwrap();
+    let page = browser.open(other.as_str()).await;
+    assert!(page.asks(), "{page:?}");
     let page = browser.submit(&page.sign_in_form().set("user", "ada").set("password", PASSWORD)).await;
     assert_eq!(page.place(), "b.test/x");
     let page = browser.open(&over.url("a.test/")).await;
