@@ -539,6 +539,8 @@ async fn what_flows_is_cut_with_the_session() {
             ("/flow", true, false),
             ("/flow", true, true),
             ("/silent", true, false),
+            ("/silent", false, true),
+            ("/silent", true, true),
         ];
         ways.map(|(path, http2, by_pingora)| {
             (format!("{path} http2: {http2} pingora: {by_pingora}"), flowing(&house, path, cookie, http2, by_pingora))
@@ -970,4 +972,21 @@ mod pages {
         assert_eq!(page.status(), 429);
         assert!(page.reply.header("retry-after").parse::<u64>().unwrap() > 0, "{page:?}");
     }
+}
+
+#[tokio::test]
+async fn what_credentials_opened_is_cut_as_well() {
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+    let house = House::with_config(MANY, |config| {
+        config.auth.recheck = Duration::from_secs(1);
+        config.auth.basic_cache = Duration::from_secs(1);
+    })
+    .await;
+    let mut asked = "ws://web.test/ws".into_client_request().unwrap();
+    asked.headers_mut().insert("authorization", basic("ada", PASSWORD).parse().unwrap());
+    let stream = tokio::net::TcpStream::connect(house.edge.http).await.unwrap();
+    let (mut socket, _) = tokio_tungstenite::client_async(asked, stream).await.unwrap();
+    write_users(&house.users, &[("bob", "guests"), ("cyd", "staff")]);
+    let end = async { while let Some(Ok(_)) = socket.next().await {} };
+    tokio::time::timeout(PATIENCE, end).await.expect("the websocket is cut");
 }
