@@ -135,17 +135,20 @@ pub fn signed_in(host: &str, user: &str) -> Reply {
     reply(StatusCode::OK, "signed in", "Signed in", &inside)
 }
 
-pub fn sign_out(host: &str, user: &str, token: &str) -> Reply {
+/// `expired`: the form is shown again, because what came was too old or not ours.
+pub fn sign_out(host: &str, user: &str, token: &str, expired: bool) -> Reply {
     let inside = html! {
         h1 { "Sign out" }
         p class="quiet" { "You are signed in as " strong { (user) } " at " (host) "." }
+        @if expired { p class="trouble" role="alert" { (Trouble::Expired.sentence()) } }
         form method="post" action={ (entrance::PATH) "sign-out" } {
             input type="hidden" name="token" value=(token);
             button type="submit" { "Sign out of this browser" }
             button class="second" type="submit" name="everywhere" value="1" { "Sign out everywhere" }
         }
     };
-    reply(StatusCode::OK, "sign-out page", "Sign out", &inside)
+    let (status, reason) = if expired { (StatusCode::FORBIDDEN, Trouble::Expired.reason()) } else { (StatusCode::OK, "sign-out page") };
+    reply(status, reason, "Sign out", &inside)
 }
 
 pub fn signed_out(host: &str) -> Reply {
@@ -231,7 +234,7 @@ mod tests {
                 token: text,
             }),
             signed_in(text, text),
-            sign_out(text, text, text),
+            sign_out(text, text, text, true),
             signed_out(text),
             refused(text, Some(text), text, Some(text)),
             unavailable(text),

@@ -33,7 +33,7 @@ impl Gate {
         match entrance {
             Entrance::SignIn if asks => self.sign_in_page(visit).await,
             Entrance::SignIn if visit.method == Method::POST => self.sign_in(visit).await,
-            Entrance::SignOut if asks => self.sign_out_page(visit),
+            Entrance::SignOut if asks => self.sign_out_page(visit, false),
             Entrance::SignOut if visit.method == Method::POST => self.sign_out(visit).await,
             Entrance::Enter if asks => self.enter(visit).await,
             Entrance::Keys if asks => {
@@ -119,7 +119,8 @@ impl Gate {
         }
         let token = self.roster.register.sign_in((*identity).clone(), caller.now, random()).await;
         let live = token.and_then(|token| self.roster.register.find(token, caller.now));
-        let Some(live) = live else { return self.form(visit, &bound, &basic.user, Some(Trouble::Wrong)) };
+        // Nobody has such a name, or it was signed out again in this moment.
+        let Some(live) = live else { return self.form(visit, &bound, &basic.user, Some(Trouble::Unavailable)) };
         self.note(Event::SignedIn, caller, &identity.user);
         let browser = browser.unwrap_or_else(|| Browser::new(random())).with(&live.user);
         let sealed = self.roster.keys.with(|ring| browser.seal(ring, caller.host, random()));
@@ -161,14 +162,14 @@ impl Gate {
         self.roster.keys.with(|ring| texts.find_map(|text| Browser::open(ring, caller.host, text)))
     }
 
-    fn sign_out_page(&self, visit: &Visit<'_>) -> Reply {
+    fn sign_out_page(&self, visit: &Visit<'_>, expired: bool) -> Reply {
         let caller = &visit.caller;
         let Some(live) = self.roster.session(caller) else { return page::signed_out(caller.host) };
         let known = form_nonce(visit);
         let nonce = known.unwrap_or_else(|| Nonce::new(random()));
         let form = Form::SignOut(live.session);
         let token = self.roster.keys.with(|ring| form.token(ring, caller.host, &nonce, caller.now, random()));
-        let mut reply = page::sign_out(caller.host, &live.identity().user, &token);
+        let mut reply = page::sign_out(caller.host, &live.identity().user, &token, expired);
         if known.is_none() {
             reply = reply.with(SET_COOKIE, &Cookie::Form.set(caller.secure, &nonce.text(), None));
         }
@@ -191,7 +192,7 @@ impl Gate {
             .is_some_and(|nonce| self.roster.keys.with(|ring| form.accepts(ring, caller.host, &nonce, &token, caller.now)));
         if !ours || foreign {
             self.note(Event::Forged, caller, &live.user);
-            return Reply { status: StatusCode::FORBIDDEN, ..self.sign_out_page(visit) };
+            return self.sign_out_page(visit, true);
         }
         match fields.everywhere {
             true => {

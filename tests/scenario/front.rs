@@ -255,20 +255,26 @@ async fn ten_thousand_idle_connections_stop_nobody() {
     let settings =
         [("SKEP_PROXY_MAX_CONNECTIONS_PER_CLIENT", "20000"), ("SKEP_PROXY_KEEP_ALIVE", "6s"), ("SKEP_PROXY_HEADER_TIMEOUT", "6s")];
     let edge = Process::start(&stack, &settings, None);
-    // Warm: what is allocated once.
-    drop(idle(&edge, 1000).await);
-    tokio::time::sleep(Duration::from_secs(1)).await;
     let before = edge.resident();
     let bystander = Bystander::start(edge.http);
-    let held = idle(&edge, 9_900).await;
-    let each = edge.resident().saturating_sub(before) / held.len() as u64;
-    drop(held);
-    let settled = edge.settles(before, 16 * 1024).await;
+    // The allocator keeps what it had at the peak or gives it back, as it likes. So what ended is told from what leaks by the peaks: they
+    // stay where those of the first rounds were.
+    let mut peaks = Vec::new();
+    for _ in 0..5 {
+        let held = idle(&edge, 9_900).await;
+        peaks.push(edge.resident());
+        assert_eq!(held.len(), 9_900);
+        drop(held);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
     let (served, failures) = bystander.ends().await;
-    eprintln!("{each} KB a connection, {before} KB before, {} KB after, {served} served", edge.resident());
+    eprintln!("{before} KB before, peaks {peaks:?} KB, {} KB after, {served} served", edge.resident());
     assert!(failures.is_empty() && served > 2, "{served} served, {failures:?}");
-    assert!(settled.is_ok(), "{before} KB before, {settled:?} after");
+    let each = peaks[0].saturating_sub(before) / 9_900;
     assert!(each < 100, "{each} KB for an idle connection");
+    // A thousand bytes left behind by each of the later 30,000 would be twice this.
+    let warm = peaks[0].max(peaks[1]);
+    assert!(peaks[3].min(peaks[4]) < warm + 16 * 1024, "{peaks:?} KB with as many connections");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
