@@ -235,6 +235,8 @@ impl Exchange {
             edits.push(Edit::Append(header::SET_COOKIE, cookie));
         }
         let renewal = self.entrant.as_ref().and_then(|entrant| entrant.renewal.clone());
+        // Somebody's session belongs in nobody else's browser, whatever a cache between us and them would make of this answer.
+        edits.extend(renewal.is_some().then(|| Edit::Append(header::CACHE_CONTROL, HeaderValue::from_static("private"))));
         edits.extend(renewal.into_iter().chain(self.cookies.iter().cloned()).map(|cookie| Edit::Append(header::SET_COOKIE, cookie)));
         if let Ok(id) = HeaderValue::from_str(self.request_id()) {
             edits.push(Edit::Set(forwarded::X_REQUEST_ID, id));

@@ -374,7 +374,9 @@ async fn a_session_ends_unused_or_old() {
             break began.elapsed();
         }
         assert!(began.elapsed() < PATIENCE, "for ever");
-        renewed += usize::from(before != used.cookie("web.test", "skep"));
+        let renews = before != used.cookie("web.test", "skep");
+        assert_eq!(page.reply.header("cache-control"), if renews { "private" } else { "" }, "no cache may keep a renewed cookie");
+        renewed += usize::from(renews);
     };
     // Nothing is said of a machine that stood still: then it was unused.
     assert!(lived >= Duration::from_secs(2) && renewed > 0, "{lived:?}, {renewed} renewals");
