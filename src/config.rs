@@ -2,6 +2,7 @@
 //! Every key has a default that serves; a misspelled key is an error, because a setting that does nothing is worse than none.
 
 pub mod auth;
+pub mod backup;
 pub mod dn;
 pub mod dns;
 pub mod filter;
@@ -22,6 +23,7 @@ use crate::diagnostic::{Diagnostic, Severity, nearest};
 use crate::label::SismicsAuth;
 
 pub use self::auth::Auth;
+pub use self::backup::{Backup, Notify};
 pub use self::dns::{Dns, DnsProvider, TsigAlgorithm};
 use self::given::Given;
 pub use self::issuer::{Acme, Challenge, Issuer};
@@ -44,6 +46,8 @@ pub struct Config {
     pub labels: Labels,
     pub auth: Auth,
     pub ldap: Ldap,
+    pub backup: Backup,
+    pub notify: Notify,
     pub dns: Dns,
     pub certificates: Certificates,
     pub state: StateDirectory,
@@ -360,6 +364,8 @@ impl Default for Config {
             labels: Labels { sismics_auth: SismicsAuth::Both },
             auth: Auth::default(),
             ldap: Ldap::default(),
+            backup: Backup::default(),
+            notify: Notify::default(),
             dns: Dns::default(),
             certificates: Certificates {
                 directory: None,

@@ -20,7 +20,7 @@ const RANKS: [(u8, &[&str]); 7] = [
 const ASSEMBLERS: [&str; 4] = ["main", "cli", "server", "lib"];
 
 /// Children that are pure although they are children: grammars, formats, parts of a decision.
-const PURE_CHILDREN: [&str; 8] = ["auth", "label", "config", "route", "upstream", "traffic", "state", "certificate"];
+const PURE_CHILDREN: [&str; 9] = ["auth", "backup", "label", "config", "route", "upstream", "traffic", "state", "certificate"];
 
 /// Children of pure parents that act all the same, each for a reason: checks ask tasks over the network, certificates are asked of
 /// authorities, DNS servers and the file system, users of directories and files, passwords are hashed aside, a cache has its clock.
@@ -38,6 +38,14 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("auth", "roster"),
     ("auth", "tree"),
     ("auth", "verified"),
+    ("backup", "borg"),
+    ("backup", "courier"),
+    ("backup", "engine"),
+    ("backup", "guard"),
+    ("backup", "keys"),
+    ("backup", "runner"),
+    ("backup", "shelf"),
+    ("backup", "trial"),
     ("certificate", "account"),
     ("certificate", "acme"),
     ("certificate", "api"),
