@@ -1,7 +1,13 @@
 //! Which volumes are saved, when, with which command, and whether that went well. The words that all parts of it share;
 //! `backup/plan.rs` decides what is to be done, `backup/borg.rs` and `backup/engine.rs` act.
 
+pub mod archive;
+pub mod borg;
+pub mod command;
 pub mod inventory;
+pub mod keys;
+pub mod lock;
+pub mod report;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

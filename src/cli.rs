@@ -2,6 +2,8 @@
 //! Results go to standard output, notes to standard error; the exit code says 0 fine, 1 something is wrong, 2 could not look.
 
 mod ask;
+mod backup;
+mod bar;
 mod certs;
 mod check;
 mod compare;
@@ -18,6 +20,7 @@ mod run;
 mod settings;
 mod snapshot;
 mod source;
+mod tether;
 mod upgrade;
 mod user;
 
@@ -60,6 +63,8 @@ enum Command {
     Explain(explain::Args),
     /// How the names stand that want certificates, and what is done about them
     Certs(certs::Args),
+    /// Volumes of this node: what is saved of them, and restoring it
+    Backup(backup::Args),
     /// The file of users: add, remove, list, set and check passwords
     User(user::Args),
     /// The reference of all labels
@@ -109,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Routes(args) => routes::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Certs(args) => certs::run(&args),
+        Command::Backup(args) => backup::run(args),
         Command::User(args) => user::run(args),
         Command::Labels(args) => labels::run(&args),
         Command::Snapshot(args) => snapshot::run(&args),
