@@ -1,7 +1,14 @@
 //! Which volumes are saved, when, with which command, and whether that went well. The words that all parts of it share;
 //! `backup/plan.rs` decides what is to be done, `backup/borg.rs` and `backup/engine.rs` act.
 
+pub mod answer;
+pub mod dump;
+pub mod engine;
+pub mod exec;
 pub mod inventory;
+pub mod journal;
+pub mod judge;
+pub mod shelf;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

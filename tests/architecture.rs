@@ -41,6 +41,7 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("backup", "borg"),
     ("backup", "courier"),
     ("backup", "engine"),
+    ("backup", "exec"),
     ("backup", "guard"),
     ("backup", "keys"),
     ("backup", "runner"),
