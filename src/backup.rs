@@ -5,6 +5,7 @@ pub mod answer;
 pub mod dump;
 pub mod engine;
 pub mod exec;
+pub mod guard;
 pub mod inventory;
 pub mod journal;
 pub mod judge;

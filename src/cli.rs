@@ -2,6 +2,7 @@
 //! Results go to standard output, notes to standard error; the exit code says 0 fine, 1 something is wrong, 2 could not look.
 
 mod ask;
+mod backup;
 mod certs;
 mod check;
 mod compare;
@@ -9,6 +10,7 @@ mod completions;
 mod demo;
 mod explain;
 mod file;
+mod guard;
 mod health;
 mod labels;
 mod meaning;
@@ -60,6 +62,8 @@ enum Command {
     Explain(explain::Args),
     /// How the names stand that want certificates, and what is done about them
     Certs(certs::Args),
+    /// What is saved of the volumes, and how that goes
+    Backup(backup::Args),
     /// The file of users: add, remove, list, set and check passwords
     User(user::Args),
     /// The reference of all labels
@@ -109,6 +113,7 @@ pub fn main() -> ExitCode {
         Command::Routes(args) => routes::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Certs(args) => certs::run(&args),
+        Command::Backup(args) => backup::run(args),
         Command::User(args) => user::run(args),
         Command::Labels(args) => labels::run(&args),
         Command::Snapshot(args) => snapshot::run(&args),

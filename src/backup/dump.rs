@@ -4,11 +4,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+
 use super::Database;
 
 /// Of a dump's beginning and end so much is looked at.
 const HEAD: usize = 16;
 const TAIL: usize = 1024;
+/// A Redis server's random mark for the end of what it sends.
+const MARK: usize = 40;
 
 /// PostgreSQL asks nobody who comes by its socket, unless it was told to.
 const POSTGRES: &str = r#"if [ -n "${POSTGRES_PASSWORD_FILE:-}" ]; then PGPASSWORD=$(cat "$POSTGRES_PASSWORD_FILE"); else PGPASSWORD=${POSTGRES_PASSWORD:-}; fi
@@ -125,15 +129,34 @@ fn paths(all: impl IntoIterator<Item = String>) -> Raw {
 }
 
 /// What is remembered of a dump while it passes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Passing {
+    database: Database,
     bytes: u64,
     head: Vec<u8>,
     tail: Vec<u8>,
+    /// What may turn out to be none of the dump.
+    held: Vec<u8>,
 }
 
 impl Passing {
-    pub fn push(&mut self, chunk: &[u8]) {
+    pub fn new(database: &Database) -> Passing {
+        Passing { database: database.clone(), bytes: 0, head: Vec::new(), tail: Vec::new(), held: Vec::new() }
+    }
+
+    /// More of the command's output; what is to be passed on.
+    pub fn push(&mut self, chunk: Bytes) -> Bytes {
+        if self.database != Database::Redis {
+            self.note(&chunk);
+            return chunk;
+        }
+        self.held.extend_from_slice(&chunk);
+        let passed: Vec<u8> = self.held.drain(..self.held.len().saturating_sub(MARK)).collect();
+        self.note(&passed);
+        passed.into()
+    }
+
+    fn note(&mut self, chunk: &[u8]) {
         self.bytes += chunk.len() as u64;
         self.head.extend_from_slice(&chunk[..chunk.len().min(HEAD.saturating_sub(self.head.len()))]);
         self.tail.extend_from_slice(&chunk[chunk.len().saturating_sub(TAIL)..]);
@@ -141,16 +164,30 @@ impl Passing {
         self.tail.drain(..surplus);
     }
 
+    /// The rest to be passed on, once the command ended with success.
+    ///
+    /// # Errors
+    /// It is not a whole dump; why, as a sentence.
+    pub fn finish(&mut self) -> Result<Bytes, String> {
+        let held = std::mem::take(&mut self.held);
+        // A server that sends as it goes ends with a mark, which redis-cli cannot cut off a pipe again.
+        let is_mark = held.len() == MARK && held.iter().all(u8::is_ascii_hexdigit) && self.ends_as_redis();
+        let rest = if is_mark { Bytes::new() } else { Bytes::from(held) };
+        self.note(&rest);
+        self.check().map(|()| rest)
+    }
+
+    /// The file ends with the operation 0xff and a checksum of eight bytes.
+    fn ends_as_redis(&self) -> bool {
+        self.tail.len().checked_sub(9).is_some_and(|place| self.tail[place] == 0xff)
+    }
+
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Is it a whole dump, once its command ended with success?
-    ///
-    /// # Errors
-    /// It is not; why, as a sentence.
-    pub fn check(&self, database: &Database) -> Result<(), String> {
-        let title = title(database);
+    fn check(&self) -> Result<(), String> {
+        let title = title(&self.database);
         if self.bytes == 0 {
             return Err(format!("the {title} dump is empty"));
         }
@@ -162,7 +199,7 @@ impl Passing {
             true => Ok(()),
             false => Err(format!("what came is no {title} dump")),
         };
-        match database {
+        match &self.database {
             Database::Postgres => ends("-- PostgreSQL database cluster dump complete"),
             Database::Mysql | Database::Mariadb => ends("-- Dump completed"),
             Database::Sqlite(_) => match self.tail.trim_ascii_end().ends_with(b"COMMIT;") {
@@ -171,10 +208,9 @@ impl Passing {
             },
             // mongodump/archive: the magic number 0x8199e26d, little-endian.
             Database::Mongodb => begins(&[0x6d, 0xe2, 0x99, 0x81]),
-            // The file ends with the operation 0xff and a checksum of eight bytes.
-            Database::Redis => begins(b"REDIS").and_then(|()| match self.tail.len().checked_sub(9).map(|place| self.tail[place]) {
-                Some(0xff) => Ok(()),
-                _ => Err(format!("the {title} dump breaks off: its end is not there")),
+            Database::Redis => begins(b"REDIS").and_then(|()| match self.ends_as_redis() {
+                true => Ok(()),
+                false => Err(format!("the {title} dump breaks off: its end is not there")),
             }),
             Database::Custom(_) => Ok(()),
         }
@@ -293,30 +329,42 @@ mod tests {
         for (database, (text, bytes)) in ALL.iter().zip(whole) {
             let bytes = [text.as_bytes(), bytes].concat();
             let passed = |bytes: &[u8]| {
-                let mut passing = Passing::default();
-                bytes.chunks(3).for_each(|chunk| passing.push(chunk));
-                passing.check(&database())
+                let mut passing = Passing::new(&database());
+                let mut out: Vec<u8> = bytes.chunks(3).flat_map(|chunk| passing.push(Bytes::copy_from_slice(chunk))).collect();
+                out.extend(passing.finish()?);
+                Ok::<_, String>(out)
             };
-            assert_eq!(passed(&bytes), Ok(()), "{:?}", database());
+            assert_eq!(passed(&bytes).as_deref(), Ok(&bytes[..]), "{:?}", database());
             assert!(passed(&[]).expect_err("empty").contains("is empty"));
             if !matches!(database(), Database::Mongodb) {
-                assert!(passed(&bytes[..bytes.len() / 2]).is_err(), "{:?}", database());
+                assert!(passed(&bytes[..bytes.len() / 3]).is_err(), "{:?}", database());
+            }
+            if database() == Database::Redis {
+                let marked = [&bytes[..], b"07f24b266a6e44c761936a6c96a4e3c2046f7406"].concat();
+                assert_eq!(passed(&marked).as_deref(), Ok(&bytes[..]), "the mark is none of it");
             }
         }
-        let mut long = Passing::default();
-        long.push(&vec![b'x'; 1 << 20]);
-        long.push(b"-- Dump completed\n");
-        assert_eq!((long.check(&Database::Mysql), long.bytes()), (Ok(()), (1 << 20) + 18));
-        assert!(long.check(&Database::Sqlite("x".into())).is_err(), "rolled back");
+        let mut long = Passing::new(&Database::Mysql);
+        long.push(vec![b'x'; 1 << 20].into());
+        long.push(Bytes::from_static(b"-- Dump completed\n"));
+        assert_eq!((long.finish(), long.bytes()), (Ok(Bytes::new()), (1 << 20) + 18));
     }
 
     proptest::proptest! {
         #[test]
         fn cuts_do_not_matter(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..3000), size in 1..2000usize) {
-            let (mut pieces, mut whole) = (Passing::default(), Passing::default());
-            bytes.chunks(size).for_each(|chunk| pieces.push(chunk));
-            whole.push(&bytes);
-            proptest::prop_assert_eq!((pieces.bytes, &pieces.head, &pieces.tail), (whole.bytes, &whole.head, &whole.tail));
+            for database in [Database::Redis, Database::Postgres] {
+                let (mut pieces, mut whole) = (Passing::new(&database), Passing::new(&database));
+                let mut out: Vec<u8> = bytes.chunks(size).flat_map(|chunk| pieces.push(Bytes::copy_from_slice(chunk))).collect();
+                whole.push(Bytes::copy_from_slice(&bytes));
+                let (one, other) = (pieces.finish(), whole.finish());
+                proptest::prop_assert_eq!(&one, &other);
+                proptest::prop_assert_eq!((pieces.bytes, &pieces.head, &pieces.tail), (whole.bytes, &whole.head, &whole.tail));
+                if let Ok(rest) = one {
+                    out.extend(rest);
+                    proptest::prop_assert_eq!(&out, &bytes);
+                }
+            }
         }
     }
 }
