@@ -10,6 +10,7 @@ pub mod inventory;
 pub mod journal;
 pub mod judge;
 pub mod shelf;
+pub mod step;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
