@@ -9,6 +9,7 @@ pub mod guard;
 pub mod inventory;
 pub mod journal;
 pub mod judge;
+pub mod quiet;
 pub mod shelf;
 pub mod step;
 

@@ -44,6 +44,7 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("backup", "exec"),
     ("backup", "guard"),
     ("backup", "keys"),
+    ("backup", "quiet"),
     ("backup", "runner"),
     ("backup", "shelf"),
     ("backup", "trial"),
