@@ -5,11 +5,13 @@ pub mod answer;
 pub mod dump;
 pub mod engine;
 pub mod exec;
+pub mod feed;
 pub mod guard;
 pub mod inventory;
 pub mod journal;
 pub mod judge;
 pub mod quiet;
+pub mod room;
 pub mod shelf;
 pub mod step;
 
