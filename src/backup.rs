@@ -2,6 +2,9 @@
 //! `backup/plan.rs` decides what is to be done, `backup/borg.rs` and `backup/engine.rs` act.
 
 pub mod answer;
+pub mod archive;
+pub mod borg;
+pub mod command;
 pub mod dump;
 pub mod engine;
 pub mod exec;
@@ -10,7 +13,10 @@ pub mod guard;
 pub mod inventory;
 pub mod journal;
 pub mod judge;
+pub mod keys;
+pub mod lock;
 pub mod quiet;
+pub mod report;
 pub mod room;
 pub mod shelf;
 pub mod step;
