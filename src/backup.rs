@@ -1,13 +1,25 @@
 //! Which volumes are saved, when, with which command, and whether that went well. The words that all parts of it share;
 //! `backup/plan.rs` decides what is to be done, `backup/borg.rs` and `backup/engine.rs` act.
 
+pub mod answer;
 pub mod archive;
 pub mod borg;
 pub mod command;
+pub mod dump;
+pub mod engine;
+pub mod exec;
+pub mod feed;
+pub mod guard;
 pub mod inventory;
+pub mod journal;
+pub mod judge;
 pub mod keys;
 pub mod lock;
+pub mod quiet;
 pub mod report;
+pub mod room;
+pub mod shelf;
+pub mod step;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -11,6 +11,7 @@ mod completions;
 mod demo;
 mod explain;
 mod file;
+mod guard;
 mod health;
 mod labels;
 mod meaning;

@@ -27,6 +27,7 @@ mod people;
 mod probing;
 mod renewal;
 mod resilience;
+mod saving;
 mod secrecy;
 mod secure;
 mod seen;
