@@ -18,8 +18,11 @@ pub mod lock;
 pub mod quiet;
 pub mod report;
 pub mod room;
+pub mod runner;
 pub mod shelf;
 pub mod step;
+pub mod unlock;
+pub mod vault;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
