@@ -22,9 +22,12 @@ pub mod queue;
 pub mod quiet;
 pub mod report;
 pub mod room;
+pub mod runner;
 pub mod shelf;
 pub mod step;
 pub mod survey;
+pub mod unlock;
+pub mod vault;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
