@@ -21,6 +21,8 @@ pub struct Command {
     pub directory: Option<PathBuf>,
     /// Something is streamed into it.
     pub input: bool,
+    /// It looks for damage: borg ends with a mere warning when it has found some.
+    pub is_check: bool,
 }
 
 /// As a line for a shell, to be tried by hand.
@@ -137,16 +139,16 @@ impl Access<'_> {
     }
 
     pub fn check_repository(&self) -> Command {
-        self.command("check", &["--repository-only"], [self.repository.location.clone()])
+        Command { is_check: true, ..self.command("check", &["--repository-only"], [self.repository.location.clone()]) }
     }
 
     pub fn check_archives(&self) -> Command {
-        self.command("check", &["--archives-only"], [self.repository.location.clone()])
+        Command { is_check: true, ..self.command("check", &["--archives-only"], [self.repository.location.clone()]) }
     }
 
     /// Reads, decrypts and authenticates everything in one archive. `check --verify-data` would do that with the whole repository.
     pub fn verify(&self, name: &str) -> Command {
-        self.command("extract", &["--dry-run"], [self.archive(name)])
+        Command { is_check: true, ..self.command("extract", &["--dry-run"], [self.archive(name)]) }
     }
 
     /// All archives, or those of a glob, as JSON.
@@ -226,7 +228,7 @@ impl Access<'_> {
         all.push("--".to_owned());
         all.extend(rest);
         // `key export` is a command of a command: its options come after it.
-        Command { words: all, env: self.env(), directory: None, input: false }
+        Command { words: all, env: self.env(), directory: None, input: false, is_check: false }
     }
 
     fn env(&self) -> BTreeMap<String, String> {
