@@ -17,6 +17,7 @@ pub mod judge;
 pub mod keys;
 pub mod label;
 pub mod lock;
+pub mod outline;
 pub mod plan;
 pub mod queue;
 pub mod quiet;
@@ -239,6 +240,26 @@ impl Job {
 }
 
 impl Run {
+    /// What never got as far as being carried out.
+    pub fn failed(job: &Job, at: Timestamp, message: String) -> Run {
+        Run {
+            id: format!("{}-none", at.strftime("%Y%m%dT%H%M%S")),
+            task: job.task,
+            volume: job.volume.clone(),
+            target: job.target.clone(),
+            repository: job.repository.clone(),
+            archive: None,
+            began: at,
+            ended: at,
+            verdict: Verdict::Failed,
+            message,
+            warnings: Vec::new(),
+            more_warnings: 0,
+            stats: Stats::default(),
+            reason: job.reason,
+        }
+    }
+
     pub fn key(&self) -> SeriesKey {
         SeriesKey::new(self.task, self.volume.as_deref(), &self.target, &self.repository)
     }

@@ -1,6 +1,6 @@
 //! `skep backup`: what is saved of the volumes of this node, and how that goes.
 
-use super::{Outcome, guard, tether};
+use super::{Outcome, guard, saving, tether};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -10,6 +10,12 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
+    /// How the backups of this node stand
+    Status(saving::StatusArgs),
+    /// What will be done and when, and what is not protected
+    Plan(saving::PlanArgs),
+    /// Save volumes now
+    Run(saving::RunArgs),
     /// Bring containers back when Skep does not; started by Skep itself
     #[command(hide = true)]
     Guard(guard::Args),
@@ -20,6 +26,9 @@ enum What {
 
 pub(super) fn run(args: Args) -> Outcome {
     match args.what {
+        What::Status(args) => saving::status(&args),
+        What::Plan(args) => saving::plan(&args),
+        What::Run(args) => saving::run(&args),
         What::Guard(args) => guard::run(args),
         What::Tether(args) => tether::run(&args),
     }
