@@ -1,12 +1,17 @@
 //! Which volumes are saved, when, with which command, and whether that went well. The words that all parts of it share;
 //! `backup/plan.rs` decides what is to be done, `backup/borg.rs` and `backup/engine.rs` act.
 
+pub mod courier;
 pub mod due;
 pub mod inventory;
 pub mod label;
+pub mod notice;
+pub mod payload;
 pub mod plan;
 pub mod queue;
+pub mod standing;
 pub mod survey;
+pub mod wording;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
