@@ -278,6 +278,7 @@ async fn a_guard_outlives_its_parent_and_signals_to_its_group() {
 /// borg with a brake: it waits at the subcommand that the file `hang` names until that file is gone, fails at the one that `fail` names,
 /// and notes every subcommand.
 const BRAKE: &str = r#"#!/bin/sh
+what=other
 for word; do case $word in init|create|list|info|rename|delete|prune|compact|check|extract|break-lock) what=$word; break ;; esac; done
 echo "$what" >>DIR/log
 if [ "$what" = "$(cat DIR/fail 2>/dev/null)" ]; then echo broken >&2; exit 2; fi
@@ -468,7 +469,7 @@ async fn a_volume_is_saved_while_it_is_used() {
     saving.subject.settings.post = Some("echo after >>/data/hooks".into());
     let run = saving.run().await;
     assert_eq!((run.verdict, run.warnings.len()), (Verdict::Good, 0), "{run:?}");
-    assert!(run.stats.files == 4 && run.stats.original > 200_000 && run.stats.deduplicated > 200_000, "{run:?}");
+    assert!(run.stats.files == 3 && run.stats.original > 200_000 && run.stats.deduplicated > 200_000, "{run:?}");
     assert_eq!(saving.archives().await, [run.archive.clone().unwrap()]);
     let extracted = saving.extracted(run.archive.as_deref().unwrap()).await;
     assert_eq!(std::fs::read_to_string(extracted.path().join("hooks")).unwrap(), "before\n");
@@ -753,6 +754,9 @@ async fn a_machine_that_lost_its_power_brings_everything_back_when_it_starts() {
     };
     std::fs::create_dir_all(&saving.job.repository.location).unwrap();
     drop(saving.runner.shelf.begin(entry).await.unwrap());
+    let hour = std::time::SystemTime::now() - Duration::from_secs(3600);
+    let written = saving.runner.state.join("backup/journal/gone.journal");
+    std::fs::File::options().write(true).open(written).unwrap().set_modified(hour).unwrap();
     let said = saving.runner.recover().await.join("\n");
     assert!(said.contains("did unpause") && said.contains("did start") && said.contains("undone"), "{said}");
     assert_eq!(place.engine.state(&one).await.unwrap().as_deref(), Some("running"));
