@@ -21,6 +21,7 @@ mod ports;
 mod probes;
 mod program;
 mod publish;
+mod saving;
 pub mod secrecy;
 mod signing;
 pub mod talk;

@@ -164,6 +164,12 @@ pub fn trial(node: &str, now: Timestamp) -> Notice {
 }
 
 impl Told {
+    /// Is there more to keep than when it was last looked?
+    pub fn differs(&self, other: &Told) -> bool {
+        let now = Told { at: other.at, ..self.clone() };
+        now != *other
+    }
+
     /// Since when each volume is to be saved to each target, for the next report's `Facts::seen`.
     pub fn seen(&self) -> &BTreeMap<String, Timestamp> {
         &self.seen

@@ -175,7 +175,9 @@ impl Runner {
             said.push(format!("{whose}: its journal cannot be written: {error}"));
         }
         if let Some(entry) = &dead.found.entry {
-            match unlock::free(&self.borg, entry).await {
+            let runs = self.shelf.runs().await.unwrap_or_default();
+            let is_known = runs.values().filter_map(|series| series.success.as_ref()).any(|run| run.repository == entry.repository);
+            match unlock::free(&self.borg, entry, is_known).await {
                 Ok(true) => said.push(format!("{whose}: broke its lock on {}", entry.repository.location)),
                 Ok(false) => {}
                 Err(error) => return said.push(format!("{whose}: its lock on {} is left for now: {error}", entry.repository.location)),
@@ -198,8 +200,9 @@ impl Runner {
         let inventory = engine.inventory(self.config.volumes.as_deref()).await.map_err(|error| error.to_string())?;
         let actions = undo(&dead.found, &inventory).into_iter();
         let actions = actions.filter(|action| matches!(action, Action::Unpause { .. } | Action::Start { .. })).collect();
-        // All of them, also those that run now: the engine may still be stopping what it was asked to.
-        let settle = if stopped.is_empty() { SETTLE / 5 } else { 2 * SETTLE };
+        // All of them, also those that run now: the engine may still be stopping what it was asked to a moment ago.
+        let settle = if stopped.is_empty() { SETTLE } else { 3 * SETTLE };
+        let settle = settle.saturating_sub(dead.age);
         bring_back(&self.docker, &Charge { paused, stopped, settle, ..Charge::default() }, RECOVERY).await?;
         Ok(actions)
     }
@@ -438,7 +441,8 @@ impl Work<'_> {
                 .reasons
                 .push(format!("{warnings} warning{plural}, the first: {}", self.account.warnings.first().map_or("", String::as_str)));
         }
-        let done = format!("{} files, {}, of which {} are new", stats.files, size(stats.original), size(stats.deduplicated));
+        let plural = if stats.files == 1 { "" } else { "s" };
+        let done = format!("{} file{plural}, {}, of which {} are new", stats.files, size(stats.original), size(stats.deduplicated));
         judgement.reasons.insert(0, done);
         judgement
     }

@@ -120,7 +120,8 @@ impl<'a> Vault<'a> {
                 if runs.values().filter_map(|series| series.success.as_ref()).any(|run| run.repository == self.job.repository) {
                     return Err(format!("{} is not there any more: is its disk mounted?", self.job.repository.location));
                 }
-                self.ask(&self.access().init(), account).await.map(drop).map_err(|failure| failure.to_string())
+                // It warns of borg 1.0, and that the key is to be kept, which we say ourselves.
+                self.ask(&self.access().init(), &mut Account::default()).await.map(drop).map_err(|failure| failure.to_string())
             }
             Err(failure) => Err(failure.to_string()),
         }

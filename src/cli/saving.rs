@@ -1,5 +1,6 @@
 //! `skep backup run`, `plan` and `status`: what is saved now, what will be and when, and how it stands.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,9 +10,9 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::plan::repository;
-use crate::backup::standing::{self, Facts, Report, Standing, age, standing};
+use crate::backup::standing::{Facts, Report, Standing, State, long, standing};
 use crate::backup::step::steps;
-use crate::backup::{Job, Reason, Run, Stats, Subject, Task, Verdict as Ended, keys, outline};
+use crate::backup::{Job, Reason, Run, Stats, Subject, Task, Verdict as Ended, keys, outline, trial};
 use crate::diagnostic::render;
 
 use super::bar::Bar;
@@ -152,6 +153,7 @@ async fn one(desk: &Desk, runner: &crate::backup::runner::Runner, job: &Job, sto
     }
     let run = match (job.task, subject) {
         (Task::Save, Some(subject)) => runner.save(job, subject, &sink, stop).await,
+        (Task::Drill, Some(subject)) => trial::drill(runner, job, subject, &sink, stop).await,
 
         (Task::Save | Task::Drill, None) => return Err(Failure::said(format!("the volume {:?} is gone", job.volume))),
         _ => runner.check(job, &sink, stop).await,
@@ -222,7 +224,7 @@ fn dry(desk: &Desk, borg: &crate::backup::borg::Borg, jobs: &[Job]) -> Outcome {
     for job in jobs {
         let subject = job.volume.as_ref().and_then(|name| desk.survey.subjects.iter().find(|subject| subject.volume.name == *name));
         let what = job.volume.as_deref().unwrap_or(&job.repository.location);
-        text.push_str(&format!("{}: {what} -> {}\n", standing::word(job.task), job.target));
+        text.push_str(&format!("{}: {what} -> {}\n", word(job.task), job.target));
         let access = borg.access(&job.repository, Some(&passphrase), "RUN");
         for line in access.init().environment() {
             text.push_str(&format!("      {line}\n"));
@@ -278,14 +280,7 @@ fn planned(jobs: &[Job], now: Timestamp) -> String {
             Reason::Asked => "asked for".to_owned(),
         };
         let of = job.volume.clone().unwrap_or_else(|| job.repository.location.clone());
-        let what = match job.task {
-            Task::Save => "save",
-            Task::CheckRepository => "check repository",
-            Task::CheckArchives => "check archives",
-            Task::VerifyData => "verify data",
-            Task::Drill => "restore drill",
-        };
-        vec![when, what.to_owned(), of, job.target.clone(), why]
+        vec![when, word(job.task).to_owned(), of, job.target.clone(), why]
     };
     output::aligned(&std::iter::once(head).chain(jobs.iter().map(row)).collect::<Vec<_>>(), 0)
 }
@@ -304,8 +299,7 @@ pub(super) fn status(args: &StatusArgs) -> Outcome {
         true => output::json(&report)?,
         false => output::print(&table(&report))?,
     }
-    let bad = report.trouble.is_some() || report.volumes.iter().any(|standing| standing.state.is_bad());
-    Ok(if bad { Verdict::Wrong } else { Verdict::Fine })
+    Ok(if bad(&report) > 0 { Verdict::Wrong } else { Verdict::Fine })
 }
 
 /// The same without an edge to ask.
@@ -322,14 +316,20 @@ async fn own(config: crate::config::Config) -> Result<Report, Failure> {
         jobs: &jobs,
         under_way: &[],
         held: &held,
-        free: &Default::default(),
-        trouble: None,
+        free: &BTreeMap::new(),
+        archives: &BTreeMap::new(),
+        seen: &BTreeMap::new(),
         now: desk.now,
     }))
 }
 
+/// Who needs somebody.
+fn bad(report: &Report) -> usize {
+    let is_bad = |standing: &&Standing| standing.overdue || matches!(standing.state, State::Failed | State::Overdue | State::Held);
+    report.volumes.iter().filter(is_bad).count()
+}
+
 fn table(report: &Report) -> String {
-    let now = report.at.unwrap_or_else(Timestamp::now);
     let head = ["VOLUME", "TARGET", "STATE", "LAST GOOD", "SIZE", "FILES", "NEXT (UTC)", "DRILL", "MESSAGE"].map(str::to_owned).to_vec();
     let row = |standing: &Standing| {
         let success = standing.success.as_ref();
@@ -338,26 +338,39 @@ fn table(report: &Report) -> String {
             standing.volume.clone(),
             standing.target.clone(),
             standing.state.word().to_owned(),
-            success.map_or_else(dash, |success| format!("{} ago", age(now, success.at))),
+            success.map_or_else(dash, |_| ago(standing.age)),
             success.map_or_else(dash, |success| HumanBytes(success.stats.original).to_string()),
             success.map_or_else(dash, |success| HumanCount(success.stats.files).to_string()),
-            standing.next_run.map_or_else(dash, |at| at.strftime("%Y-%m-%d %H:%M").to_string()),
-            standing.drill.as_ref().map_or_else(dash, |drill| match drill.verdict {
-                Ended::Failed => "FAILED".to_owned(),
-                _ => format!("{} ago", age(now, drill.at)),
+            standing.next.map_or_else(dash, |at| at.strftime("%Y-%m-%d %H:%M").to_string()),
+            standing.drill.as_ref().filter(|drill| drill.last.is_some()).map_or_else(dash, |drill| match drill.state {
+                State::Failed => "FAILED".to_owned(),
+                _ => ago(drill.age),
             }),
             standing.message.clone(),
         ]
     };
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(report.volumes.iter().map(row)).collect();
     let table = if report.volumes.is_empty() { String::new() } else { output::aligned(&rows, 0) + "\n" };
-    let bad = report.volumes.iter().filter(|standing| standing.state.is_bad()).count();
-    let trouble = report.trouble.as_ref().map(|trouble| format!("{}\n", output::harmless_lines(trouble))).unwrap_or_default();
+    let bad = bad(report);
     let unprotected = match report.unprotected.len() {
         0 => String::new(),
         count => format!(", {count} not protected (`skep backup plan` says why)"),
     };
-    format!("{table}{trouble}{}, {bad} in need of somebody{unprotected}\n", output::count(report.volumes.len(), "backup"))
+    format!("{table}{}, {bad} in need of somebody{unprotected}\n", output::count(report.volumes.len(), "backup"))
+}
+
+fn ago(seconds: Option<u64>) -> String {
+    seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{} ago", long(seconds)))
+}
+
+fn word(task: Task) -> &'static str {
+    match task {
+        Task::Save => "save",
+        Task::CheckRepository => "check repository",
+        Task::CheckArchives => "check archives",
+        Task::VerifyData => "verify data",
+        Task::Drill => "restore drill",
+    }
 }
 
 fn tell_findings(desk: &Desk) {

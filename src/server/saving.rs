@@ -21,7 +21,7 @@ use crate::backup::notice::{Told, notices};
 use crate::backup::plan::{Held, Scene, held, plan, ready};
 use crate::backup::runner::Runner;
 use crate::backup::shelf::Shelf;
-use crate::backup::standing::{Facts, Report, standing};
+use crate::backup::standing::{self, Doing, Facts, Report, standing};
 use crate::backup::survey::{Survey, survey};
 use crate::backup::{Job, Progress, Run, Runs, Sink, Subject, Task, Verdict, room, trial};
 use crate::config::Config;
@@ -60,7 +60,10 @@ impl Standing {
         let mut report = known.report.clone();
         for (job, progress) in &known.under_way {
             let now = progress.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            report.progress(job, now);
+            let is_its = |standing: &&mut standing::Standing| job.volume.as_ref() == Some(&standing.volume) && job.target == standing.target;
+            if let Some(standing) = report.volumes.iter_mut().find(is_its) {
+                standing.doing = Some(Doing { task: job.task, progress: now });
+            }
         }
         (report, known.counts)
     }
