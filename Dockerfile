@@ -1,4 +1,4 @@
-# The image of Skep: one binary, the certificate authorities, a state directory.
+# The image of Skep: one binary, the certificate authorities, borg and ssh for backups, a state directory.
 #
 #   docker build -t skep .
 #   docker run -d -p 80:80 -p 443:443 -v skep:/var/lib/skep \
@@ -19,6 +19,10 @@ RUN cargo build --release --locked --bin skep \
     && setcap cap_net_bind_service=+ep target/release/skep
 
 FROM debian:bookworm-slim
+# Backups are borg's, over ssh where the target is elsewhere; its fuse module is for `skep backup mount`.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends borgbackup openssh-client python3-pyfuse3 fuse3 \
+    && rm -rf /var/lib/apt/lists/*
 # Its group may write the state, whichever user the container is given (config/stack.yml gives it root:skep).
 RUN groupadd --gid 10001 skep \
     && useradd --uid 10001 --gid skep --home-dir /var/lib/skep --no-create-home --shell /usr/sbin/nologin skep \

@@ -2,6 +2,10 @@
 //! `backup/plan.rs` decides what is to be done, `backup/borg.rs` and `backup/engine.rs` act.
 
 pub mod answer;
+pub mod archive;
+pub mod borg;
+pub mod command;
+pub mod contents;
 pub mod dump;
 pub mod engine;
 pub mod exec;
@@ -9,6 +13,10 @@ pub mod guard;
 pub mod inventory;
 pub mod journal;
 pub mod judge;
+pub mod keys;
+pub mod listing;
+pub mod lock;
+pub mod report;
 pub mod shelf;
 pub mod step;
 

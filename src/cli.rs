@@ -3,6 +3,7 @@
 
 mod ask;
 mod backup;
+mod bar;
 mod certs;
 mod check;
 mod compare;
@@ -20,6 +21,7 @@ mod run;
 mod settings;
 mod snapshot;
 mod source;
+mod tether;
 mod upgrade;
 mod user;
 
@@ -62,7 +64,7 @@ enum Command {
     Explain(explain::Args),
     /// How the names stand that want certificates, and what is done about them
     Certs(certs::Args),
-    /// What is saved of the volumes, and how that goes
+    /// Volumes of this node: what is saved of them, and restoring it
     Backup(backup::Args),
     /// The file of users: add, remove, list, set and check passwords
     User(user::Args),

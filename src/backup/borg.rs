@@ -1,0 +1,407 @@
+//! borg as a process: started, listened to, fed, and ended. What it is asked is decided elsewhere, what it said is read elsewhere.
+
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::Stdio;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::command::{Access, Command};
+use super::report::{self, Created, Failure, Kind, Line, MAX_WARNINGS, Message, Version};
+use super::{Progress, Repository, Sink, Stats};
+use crate::config;
+
+/// Of an answer that is read as a whole. A thousand archives with comments have about a megabyte.
+const MAX_ANSWER: usize = 64 << 20;
+/// Of a line of an answer, or of what is said.
+const MAX_LINE: usize = 1 << 20;
+/// Messages that are remembered of one command.
+const MAX_MESSAGES: usize = 200;
+/// A borg that is told to end rolls its transaction back; after so long it is told more firmly.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// For `borg --version`, on a busy machine.
+const ASKING: Duration = Duration::from_secs(60);
+const CHUNK: usize = 64 << 10;
+/// Of our own environment, what borg needs as any program does.
+const PASSED_ON: [&str; 6] = ["PATH", "HOME", "SSH_AUTH_SOCK", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "BORG_REMOTE_PATH"];
+
+/// What is streamed into an archive. An `Err` ends borg before it could take the end of the stream for the end of the dump.
+pub type Feed = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;
+
+/// A borg that was found, and what all its commands have in common.
+#[derive(Clone, Debug)]
+pub struct Borg {
+    pub version: Version,
+    config: config::Backup,
+    base: PathBuf,
+    priority: Vec<String>,
+    /// Our own program, by which borg dies when we do; `None`: it does not.
+    tether: Option<PathBuf>,
+}
+
+/// What a command that went well said.
+#[derive(Clone, Debug, Default)]
+pub struct Output {
+    pub stdout: Vec<u8>,
+    /// At most [`MAX_WARNINGS`], `more_warnings` counts the rest.
+    pub warnings: Vec<String>,
+    pub more_warnings: u64,
+    /// Of `create`.
+    pub stats: Stats,
+}
+
+impl Output {
+    /// The answer, as JSON.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, Failure> {
+        serde_json::from_slice(&self.stdout).map_err(|error| Failure::new(Kind::Other, format!("borg's answer cannot be read: {error}")))
+    }
+}
+
+impl Borg {
+    /// Looks for borg and asks for its version. What it remembers lies below `state`.
+    ///
+    /// # Errors
+    /// It is not there, or is neither 1.2 nor 1.4, or `state` cannot be written.
+    pub async fn find(config: &config::Backup, state: &Path) -> Result<Borg, Failure> {
+        let base = state.join("backup").join("borg");
+        std::fs::create_dir_all(base.join("tmp"))
+            .map_err(|error| Failure::new(Kind::Other, format!("{} cannot be made: {error}", base.display())))?;
+        let version = version(&config.borg).await?;
+        let supported = version.major == 1 && version.minor >= 2;
+        if !supported {
+            return Err(Failure::new(Kind::NoBorg, format!("{} is borg {version}", config.borg)));
+        }
+        let priority = priority(config);
+        let tether = std::env::current_exe().ok().filter(|path| path.file_name().is_some_and(|name| name == "skep"));
+        Ok(Borg { version, config: config.clone(), base, priority, tether })
+    }
+
+    /// The same, with `program backup tether` in front of borg.
+    pub fn with_tether(self, program: &Path) -> Borg {
+        Borg { tether: Some(program.to_owned()), ..self }
+    }
+
+    /// What borg keeps: caches, and what it knows of repositories.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// How `repository` is reached on behalf of `run`.
+    pub fn access<'a>(&'a self, repository: &'a Repository, passphrase: Option<&'a Path>, run: &'a str) -> Access<'a> {
+        Access {
+            repository,
+            passphrase,
+            config: &self.config,
+            base: &self.base,
+            run,
+            version: self.version,
+            priority: &self.priority,
+            foreign: false,
+        }
+    }
+
+    /// Runs `command` to its end and returns what it answered.
+    ///
+    /// # Errors
+    /// It failed, took longer than `limit`, was told to stop, or its answer has no bound.
+    pub async fn run(
+        &self,
+        command: &Command,
+        feed: Option<Feed>,
+        sink: &Sink,
+        stop: &CancellationToken,
+        limit: Duration,
+    ) -> Result<Output, Failure> {
+        let mut stdout = Vec::new();
+        let mut output = {
+            let mut reader = async |from: &mut ChildStdout| {
+                let read = from.take(MAX_ANSWER as u64 + 1).read_to_end(&mut stdout).await;
+                match read {
+                    Ok(length) if length > MAX_ANSWER => Err(format!("borg's answer has more than {MAX_ANSWER} bytes")),
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(error.to_string()),
+                }
+            };
+            self.drive(command, feed, &mut reader, sink, stop, limit).await?
+        };
+        if let Ok(created) = serde_json::from_slice::<Created>(&stdout) {
+            output.stats = created.archive.stats.into();
+        }
+        output.stdout = stdout;
+        Ok(output)
+    }
+
+    /// Hands each line of the answer to `each`, until that says `false`: then the command is ended, and that is no failure.
+    ///
+    /// # Errors
+    /// As [`Borg::run`].
+    pub async fn lines(
+        &self,
+        command: &Command,
+        each: &mut (dyn FnMut(&str) -> bool + Send),
+        stop: &CancellationToken,
+        limit: Duration,
+    ) -> Result<Output, Failure> {
+        let enough = stop.child_token();
+        let mut satisfied = false;
+        let mut reader = async |from: &mut ChildStdout| {
+            let mut from = BufReader::new(from);
+            while let Some(line) = next_line(&mut from).await.map_err(|error| error.to_string())? {
+                if !each(&line) {
+                    satisfied = true;
+                    enough.cancel();
+                    return Ok(());
+                }
+            }
+            Ok(())
+        };
+        match self.drive(command, None, &mut reader, &quiet(), &enough, limit).await {
+            Err(failure) if satisfied && failure.kind == Kind::Stopped => Ok(Output::default()),
+            ended => ended,
+        }
+    }
+
+    /// Writes the answer to `to`.
+    ///
+    /// # Errors
+    /// As [`Borg::run`], or `to` takes no more.
+    pub async fn copy(
+        &self,
+        command: &Command,
+        to: &mut (dyn AsyncWrite + Send + Unpin),
+        stop: &CancellationToken,
+        limit: Duration,
+    ) -> Result<Output, Failure> {
+        let mut reader = async |from: &mut ChildStdout| {
+            let copied = async {
+                tokio::io::copy(from, to).await?;
+                to.flush().await
+            };
+            copied.await.map_err(|error| error.to_string())
+        };
+        self.drive(command, None, &mut reader, &quiet(), stop, limit).await
+    }
+
+    /// Starts the command and serves its three streams until it has ended.
+    async fn drive(
+        &self,
+        command: &Command,
+        feed: Option<Feed>,
+        reader: &mut impl AsyncFnMut(&mut ChildStdout) -> Result<(), String>,
+        sink: &Sink,
+        stop: &CancellationToken,
+        limit: Duration,
+    ) -> Result<Output, Failure> {
+        let mut child = self.spawn(command)?;
+        let missing = || Failure::new(Kind::Other, "borg has no pipes");
+        let (stdin, stdout, stderr) =
+            (child.stdin.take(), child.stdout.take().ok_or_else(missing)?, child.stderr.take().ok_or_else(missing)?);
+        let mut said = Said::default();
+        let mut stdout = stdout;
+        let mut fed = Ok(());
+        let mut read = Ok(());
+        let work = async {
+            let feeding = async {
+                if let (Some(feed), Some(mut stdin)) = (feed, stdin) {
+                    match pour(feed, &mut stdin).await {
+                        Ok(()) => drop(stdin),
+                        // The pipe stays open, so that borg does not take this for the end.
+                        Err(reason) => return Err((reason, stdin)),
+                    }
+                }
+                Ok(())
+            };
+            let reading = reader(&mut stdout);
+            let listening = said.listen(stderr, sink);
+            tokio::pin!(feeding, reading, listening);
+            let mut open = (true, true, true);
+            while open != (false, false, false) {
+                tokio::select! {
+                    done = &mut feeding, if open.0 => {
+                        open.0 = false;
+                        if let Err(reason) = done {
+                            fed = Err(reason);
+                            return;
+                        }
+                    }
+                    done = &mut reading, if open.1 => {
+                        open.1 = false;
+                        if done.is_err() {
+                            read = done;
+                            return;
+                        }
+                    }
+                    () = &mut listening, if open.2 => open.2 = false,
+                }
+            }
+        };
+        let interrupted = tokio::select! {
+            () = work => None,
+            () = stop.cancelled() => Some(Failure::new(Kind::Stopped, "it was told to stop")),
+            () = sleep(limit) => Some(Failure::new(Kind::Timeout, format!("it took longer than {} s", limit.as_secs()))),
+        };
+        if let Some(failure) = interrupted {
+            end(&mut child).await;
+            return Err(failure);
+        }
+        if let Err((reason, stdin)) = fed {
+            end(&mut child).await;
+            drop(stdin);
+            return Err(Failure::new(Kind::Feed, reason));
+        }
+        if let Err(reason) = read {
+            end(&mut child).await;
+            return Err(Failure::new(Kind::Other, reason));
+        }
+        let status = child.wait().await.map_err(|error| Failure::new(Kind::Other, format!("borg's end was not seen: {error}")))?;
+        report::ended(status.code(), &said.messages)?;
+        Ok(said.output())
+    }
+
+    fn spawn(&self, command: &Command) -> Result<Child, Failure> {
+        let words = match &self.tether {
+            Some(program) => {
+                let front = [program.to_string_lossy().into_owned(), "backup".to_owned(), "tether".to_owned(), "--".to_owned()];
+                front.iter().chain(&command.words).cloned().collect()
+            }
+            None => command.words.clone(),
+        };
+        let mut process = tokio::process::Command::new(&words[0]);
+        process.args(&words[1..]).env_clear().envs(&command.env);
+        process.envs(PASSED_ON.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
+        if let Some(directory) = &command.directory {
+            process.current_dir(directory);
+        }
+        let stdin = if command.input { Stdio::piped() } else { Stdio::null() };
+        // A group of its own: an interrupt from the terminal is ours to pass on.
+        process.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
+        process.spawn().map_err(|error| match (&command.directory, error.kind()) {
+            (Some(directory), std::io::ErrorKind::NotFound) if !directory.is_dir() => {
+                let message = format!("{} is not there", directory.display());
+                let help = "in a container, the engine's volumes directory must be mounted at the same path, or named in backup.volumes";
+                Failure { kind: Kind::Other, message, help: help.to_owned() }
+            }
+            _ => Failure::new(Kind::NoBorg, format!("{} cannot be started: {error}", words[0])),
+        })
+    }
+}
+
+/// For commands whose progress nobody watches.
+pub fn quiet() -> Sink {
+    std::sync::Arc::new(|_| {})
+}
+
+/// All that borg says beside its answer.
+#[derive(Default)]
+struct Said {
+    messages: Vec<Message>,
+    warnings: Vec<String>,
+    more_warnings: u64,
+}
+
+impl Said {
+    async fn listen(&mut self, from: ChildStderr, sink: &Sink) {
+        let mut from = BufReader::new(from);
+        // A stream that breaks is one that ends.
+        while let Ok(Some(text)) = next_line(&mut from).await {
+            match report::line(&text) {
+                Line::Progress(progress) => sink(progress),
+                Line::Message(message) => {
+                    if !message.is_error {
+                        self.warn(&message.text, sink);
+                    }
+                    if self.messages.len() >= MAX_MESSAGES {
+                        self.messages.remove(MAX_MESSAGES / 2);
+                    }
+                    self.messages.push(message);
+                }
+                Line::Other => {}
+            }
+        }
+    }
+
+    fn warn(&mut self, text: &str, sink: &Sink) {
+        sink(Progress::Warning { text: text.to_owned() });
+        match self.warnings.len() < MAX_WARNINGS {
+            true => self.warnings.push(text.to_owned()),
+            false => self.more_warnings += 1,
+        }
+    }
+
+    fn output(self) -> Output {
+        Output { warnings: self.warnings, more_warnings: self.more_warnings, ..Output::default() }
+    }
+}
+
+/// Streams all of `feed`; why it is not whole, where it is not.
+async fn pour(mut feed: Feed, stdin: &mut ChildStdin) -> Result<(), String> {
+    while let Some(chunk) = feed.next().await {
+        for part in chunk?.chunks(CHUNK) {
+            if stdin.write_all(part).await.is_err() {
+                // borg reads no more: why is what it says itself. The feed is read to its end, so that its own trouble is heard.
+                while let Some(rest) = feed.next().await {
+                    rest?;
+                }
+                return Ok(());
+            }
+        }
+    }
+    // Too late for anything but what borg says itself.
+    _ = stdin.flush().await;
+    Ok(())
+}
+
+/// The next line without its end, of a bounded length; `None` at the end. What is no UTF-8 is shown as well as it can be.
+async fn next_line(from: &mut (impl AsyncBufRead + Unpin)) -> std::io::Result<Option<String>> {
+    let mut line = Vec::new();
+    let length = (&mut *from).take(MAX_LINE as u64).read_until(b'\n', &mut line).await?;
+    Ok((length > 0).then(|| String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned()))
+}
+
+/// Asks politely, so that locks are released, then firmly, then not at all.
+async fn end(child: &mut Child) {
+    for signal in [Signal::INT, Signal::TERM] {
+        let Some(id) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) else { return };
+        // It may be gone already, which the wait tells.
+        _ = kill_process(id, signal);
+        if timeout(PATIENCE, child.wait()).await.is_ok() {
+            return;
+        }
+    }
+    if let Err(error) = child.kill().await {
+        tracing::error!(%error, "a borg does not end");
+    }
+}
+
+async fn version(program: &str) -> Result<Version, Failure> {
+    let missing = |why: String| Failure::new(Kind::NoBorg, format!("{program} cannot be used: {why}"));
+    let asked = tokio::process::Command::new(program).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = timeout(ASKING, asked).await.map_err(|_| missing("it does not answer".to_owned()))?;
+    let output = output.map_err(|error| missing(error.to_string()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Version::read(&text).ok_or_else(|| missing(format!("it says `{}`, which is no version", crate::diagnostic::brief(text.trim()))))
+}
+
+/// `nice` and `ionice`, as far as this machine has them.
+fn priority(config: &config::Backup) -> Vec<String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let there = |program: &str| std::env::split_paths(&path).any(|directory| directory.join(program).is_file());
+    let mut words = Vec::new();
+    if config.nice > 0 && there("nice") {
+        words.extend(["nice".to_owned(), "-n".to_owned(), config.nice.to_string()]);
+    }
+    if config.io_idle && there("ionice") {
+        words.extend(["ionice".to_owned(), "-c".to_owned(), "3".to_owned()]);
+    }
+    words
+}
