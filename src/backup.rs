@@ -9,6 +9,7 @@ pub mod contents;
 pub mod dump;
 pub mod engine;
 pub mod exec;
+pub mod feed;
 pub mod guard;
 pub mod inventory;
 pub mod journal;
@@ -16,7 +17,10 @@ pub mod judge;
 pub mod keys;
 pub mod listing;
 pub mod lock;
+pub mod quiet;
+pub mod reader;
 pub mod report;
+pub mod room;
 pub mod shelf;
 pub mod step;
 

@@ -47,9 +47,10 @@ answers! {
     }
     Mount { kind "Type": String, name: String, source: String, destination: PathBuf, writable "RW": bool, }
     /// `/containers/{id}/json`.
-    Inspected { id "Id": String, state: State, config: Config, }
+    Inspected { id "Id": String, state: State, config: Config, host_config: HostConfig, }
     State { status: String, exit_code: i64, }
-    Config { env: Vec<String>, }
+    Config { env: Vec<String>, stop_timeout: Option<u32>, }
+    HostConfig { auto_remove: bool, }
     /// `/exec/{id}/json`.
     Exec { running: bool, exit_code: Option<i64>, }
 }
@@ -158,7 +159,7 @@ mod tests {
         assert_eq!(container.mount("shop_pg").expect("mounted").destination, Path::new("/var/lib/postgresql/data"));
         assert_eq!(container.mounts[1].kind, MountKind::Bind);
         assert_eq!(container.mounts[2].kind, MountKind::Other);
-        let config = Config { env: vec!["PGDATA=/pg=1".into(), "POSTGRES_PASSWORD=hush".into(), "odd".into()] };
+        let config = Config { env: vec!["PGDATA=/pg=1".into(), "POSTGRES_PASSWORD=hush".into(), "odd".into()], stop_timeout: None };
         assert_eq!(config.environment(), BTreeMap::from([("PGDATA".to_owned(), "/pg=1".to_owned())]));
     }
 

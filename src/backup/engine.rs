@@ -146,7 +146,11 @@ impl Engine {
         }
     }
 
-    async fn inspect(&self, container: &str) -> Result<Inspected, Error> {
+    /// What the engine says of one container.
+    ///
+    /// # Errors
+    /// There is none of that id, or the engine's.
+    pub async fn inspect(&self, container: &str) -> Result<Inspected, Error> {
         self.get(&format!("/containers/{}/json", encoded(container))).await
     }
 

@@ -23,6 +23,7 @@ const STARTING: Duration = Duration::from_secs(20);
 const LEAVING: Duration = Duration::from_secs(5);
 /// The engine may be restarting, or busy.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// After so long the journal is what is left.
 const PERSISTENCE: Duration = Duration::from_secs(3600);
@@ -36,6 +37,8 @@ pub struct Charge {
     pub stopped: Vec<String>,
     /// It waits no longer than this.
     pub limit: Duration,
+    /// What was asked of the engine may still be under way: so long after everything was found to run, that is looked at again.
+    pub settle: Duration,
 }
 
 /// A guard that watches. Dropped without [`Guard::dismiss`], it acts at once.
@@ -53,6 +56,7 @@ impl Guard {
     pub async fn start(program: &Path, docker: &config::Docker, charge: &Charge) -> std::io::Result<Guard> {
         let mut command = Command::new(program);
         command.args(["backup", "guard", "--endpoint", &docker.endpoint, "--seconds", &charge.limit.as_secs().max(1).to_string()]);
+        command.args(["--settle", &charge.settle.as_secs().to_string()]);
         if let Some(tls) = &docker.tls {
             command.arg("--tls").arg(tls);
         }
@@ -116,12 +120,13 @@ async fn is_dismissed(input: impl AsyncRead + Unpin) -> bool {
     read.is_ok() && said.trim() == DONE
 }
 
-/// Un-pauses and starts, again and again until everything runs or `persistence` is over.
+/// Un-pauses and starts, again and again until everything runs and has settled, or `persistence` is over.
 ///
 /// # Errors
 /// What does not run, and why.
 pub async fn bring_back(docker: &config::Docker, charge: &Charge, persistence: Duration) -> Result<(), String> {
-    let until = tokio::time::Instant::now() + persistence;
+    let began = tokio::time::Instant::now();
+    let (settled, until) = (began + charge.settle, began + charge.settle + persistence);
     let mut pause = FIRST_PAUSE;
     loop {
         let failures = match Engine::connect(docker).await {
@@ -129,7 +134,11 @@ pub async fn bring_back(docker: &config::Docker, charge: &Charge, persistence: D
             Err(error) => vec![error.to_string()],
         };
         if failures.is_empty() {
-            return Ok(());
+            if tokio::time::Instant::now() >= settled {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+            continue;
         }
         if tokio::time::Instant::now() + pause > until {
             return Err(failures.join("; "));

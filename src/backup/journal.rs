@@ -50,7 +50,7 @@ pub struct Found {
     pub named: BTreeSet<String>,
 }
 
-/// What brings things back after a run died, in this order.
+/// What brings things back after a run died, in this order. Archives that it did not finish are deleted by the volume's next good run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Unpause {
@@ -66,11 +66,6 @@ pub enum Action {
         repository: Repository,
         holder: String,
     },
-    /// The archive that may have been begun; the volume's next good run deletes it too.
-    DeleteUnproven {
-        repository: Repository,
-        archive: String,
-    },
     /// Everything before this was done.
     Forget,
 }
@@ -81,9 +76,6 @@ impl fmt::Display for Action {
             Action::Unpause { name, .. } => write!(formatter, "unpause {name}"),
             Action::Start { name, .. } => write!(formatter, "start {name}"),
             Action::BreakLock { repository, .. } => write!(formatter, "break the lock on {}", repository.location),
-            Action::DeleteUnproven { archive, repository } => {
-                write!(formatter, "delete the unfinished {archive} in {}", repository.location)
-            }
             Action::Forget => write!(formatter, "forget the run"),
         }
     }
@@ -156,9 +148,6 @@ pub fn undo(found: &Found, inventory: &Inventory) -> Vec<Action> {
     }
     if let Some(entry) = &found.entry {
         actions.push(Action::BreakLock { repository: entry.repository.clone(), holder: entry.holder.clone() });
-        if let Some(archive) = &entry.archive {
-            actions.push(Action::DeleteUnproven { repository: entry.repository.clone(), archive: archive.clone() });
-        }
     }
     actions.push(Action::Forget);
     actions

@@ -10,7 +10,7 @@ use super::{Database, Job, Keep, Mode, Subject, Task};
 use crate::config;
 
 /// One of them, in the order of carrying out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// Is there room at a target that is a directory?
     FreeSpace {
@@ -71,7 +71,7 @@ pub enum Quiet {
     Stop,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Dump {
     pub database: Database,
     /// `None`: no container that mounts the volume runs, so there can be no dump.

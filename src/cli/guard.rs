@@ -17,6 +17,9 @@ pub(super) struct Args {
     /// How long to wait for the word
     #[arg(long)]
     seconds: u64,
+    /// How long to look again at what runs
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    settle: u64,
     #[arg(long, value_name = "CONTAINER")]
     unpause: Vec<String>,
     #[arg(long, value_name = "CONTAINER")]
@@ -24,7 +27,12 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Outcome {
-    let charge = Charge { paused: args.unpause, stopped: args.start, limit: Duration::from_secs(args.seconds) };
+    let charge = Charge {
+        paused: args.unpause,
+        stopped: args.start,
+        limit: Duration::from_secs(args.seconds),
+        settle: Duration::from_secs(args.settle),
+    };
     let docker = docker(args.endpoint, args.tls);
     on_one_thread(watch(&docker, &charge))?.map_err(Failure::Said).map(|()| Verdict::Fine)
 }

@@ -209,7 +209,8 @@ async fn throwaways_live_without_a_network_and_go() {
 async fn a_guard_brings_back_what_nobody_else_does() {
     let Some(mut place) = Place::new().await else { return };
     let (one, other) = (place.container("skep-test:1", &[], &["sleep", "1000"]), place.container("skep-test:1", &[], &["sleep", "1000"]));
-    let charge = Charge { paused: vec![one.clone()], stopped: vec![other.clone()], limit: Duration::from_secs(600) };
+    let settle = Duration::from_secs(3);
+    let charge = Charge { paused: vec![one.clone()], stopped: vec![other.clone()], limit: Duration::from_secs(600), settle };
     let quiet = async |place: &Place| {
         place.engine.pause(&one).await.unwrap();
         place.engine.stop(&other, Duration::from_secs(1)).await.unwrap();
@@ -226,7 +227,7 @@ async fn a_guard_brings_back_what_nobody_else_does() {
     place.until(&one, "running").await;
     place.until(&other, "running").await;
 
-    // Whoever started it hangs.
+    // Whoever started it hangs, while the engine still does what it was asked to.
     let soon = Charge { limit: Duration::from_secs(1), ..charge.clone() };
     let guard = Guard::start(Path::new(SKEP), &place.docker, &soon).await.unwrap();
     quiet(&place).await;
