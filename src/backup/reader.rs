@@ -11,7 +11,7 @@ use super::borg::{Borg, Output, quiet};
 use super::command::{Access, Command};
 use super::contents::{Contents, Entry, Kind};
 use super::listing::Archive;
-use super::report::{Archives, Difference, Failure, FileEntry};
+use super::report::{Archives, Change, Failure, FileEntry};
 use super::{Repository, Sink, Stats, report};
 use crate::diagnostic::Diagnostic;
 
@@ -216,7 +216,7 @@ impl Reader {
         &self,
         one: &str,
         other: &str,
-        each: &mut (dyn FnMut(Difference) -> bool + Send),
+        each: &mut (dyn FnMut(Change) -> bool + Send),
         stop: &CancellationToken,
     ) -> Result<(), Failure> {
         let mut line = |text: &str| serde_json::from_str(text).map_or(true, &mut *each);
