@@ -21,8 +21,11 @@ pub mod quiet;
 pub mod reader;
 pub mod report;
 pub mod room;
+pub mod runner;
 pub mod shelf;
 pub mod step;
+pub mod unlock;
+pub mod vault;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

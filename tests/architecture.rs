@@ -51,6 +51,8 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("backup", "runner"),
     ("backup", "shelf"),
     ("backup", "trial"),
+    ("backup", "unlock"),
+    ("backup", "vault"),
     ("certificate", "account"),
     ("certificate", "acme"),
     ("certificate", "api"),

@@ -63,8 +63,8 @@ sqlite)
     set --
     ;;
 mariadb)
-    program /usr/sbin/mariadbd /usr/bin/{mariadb,mariadb-dump,mariadb-install-db,my_print_defaults,resolveip}
-    cp -r --parents /usr/share/mysql /usr/lib/mysql/plugin "$root"
+    program /usr/sbin/mariadbd /usr/bin/{mariadb,mariadb-dump}
+    cp -r --parents /usr/share/mysql "$root"
     mkdir -p "$root/var/lib/mysql" "$root/run/mysqld"
     chown -R 71:71 "$root/var/lib/mysql" "$root/run/mysqld"
     cat >"$root/bin/serve" <<'SERVE'

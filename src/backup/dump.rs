@@ -60,7 +60,7 @@ exec sqlite3 -bail "$1" '.timeout 60000' "SELECT 'PRAGMA user_version=' || user_
 pub enum Raw {
     /// All: the volume is the database's own.
     All,
-    /// These paths, relative to the volume's root; the others are saved beside the dump.
+    /// These paths below the volume's root, as borg's patterns; the others are saved beside the dump.
     Paths(Vec<String>),
 }
 
@@ -125,7 +125,8 @@ pub fn raw(database: &Database, mount: &Path, environment: &BTreeMap<String, Str
 }
 
 fn paths(all: impl IntoIterator<Item = String>) -> Raw {
-    Raw::Paths(all.into_iter().collect())
+    // Each as it is, not as a pattern.
+    Raw::Paths(all.into_iter().map(|path| format!("pp:{path}")).collect())
 }
 
 /// What is remembered of a dump while it passes.
@@ -302,7 +303,7 @@ mod tests {
     #[test]
     fn what_a_dump_stands_for_is_left_out() {
         let none = BTreeMap::new();
-        let paths = |list: &[&str]| Raw::Paths(list.iter().map(ToString::to_string).collect());
+        let paths = |list: &[&str]| Raw::Paths(list.iter().map(|path| format!("pp:{path}")).collect());
         let pgdata = |path: &str| BTreeMap::from([("PGDATA".to_owned(), path.to_owned())]);
         let postgres = |mount: &str, environment| raw(&Database::Postgres, Path::new(mount), &environment);
         assert_eq!(postgres("/var/lib/postgresql/data", none.clone()), Raw::All);

@@ -1,0 +1,259 @@
+//! One run's view of its repository: what borg is asked for within the run's time, and what it answered, kept for the account.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::archive::{self, Comment};
+use super::borg::{Feed, Output};
+use super::command::{Access, Command, Source};
+use super::report::{Archives, Failure, Kind};
+use super::runner::Runner;
+use super::{Job, Keep, Progress, Sink, Stats, Subject, feed, keys};
+
+/// Warnings that a run keeps.
+const MAX_WARNINGS: usize = 100;
+
+/// What a run has to say of its archive.
+#[derive(Debug, Default)]
+pub struct Account {
+    pub archive: Option<String>,
+    pub stats: Stats,
+    pub warnings: Vec<String>,
+    pub more_warnings: u64,
+}
+
+impl Account {
+    /// Keeps a warning, and tells it.
+    pub fn warn(&mut self, sink: &Sink, text: String) {
+        sink(Progress::Warning { text: text.clone() });
+        self.keep(text);
+    }
+
+    fn keep(&mut self, text: String) {
+        match self.warnings.len() < MAX_WARNINGS {
+            true => self.warnings.push(text),
+            false => self.more_warnings += 1,
+        }
+    }
+
+    /// What borg warned of, which it has told already.
+    fn heard(&mut self, output: &mut Output) {
+        std::mem::take(&mut output.warnings).into_iter().for_each(|text| self.keep(text));
+        self.more_warnings += output.more_warnings;
+    }
+}
+
+/// A repository, as one run asks for it.
+pub struct Vault<'a> {
+    runner: &'a Runner,
+    run: String,
+    job: &'a Job,
+    /// The final name of the archive that is to be, and whose it is.
+    pub archive: Option<String>,
+    names: Option<(String, String)>,
+    at: Timestamp,
+    passphrase: PathBuf,
+    sink: &'a Sink,
+    stop: &'a CancellationToken,
+    until: Instant,
+}
+
+impl<'a> Vault<'a> {
+    /// # Errors
+    /// There is no passphrase that can be used; a sentence.
+    pub fn open(
+        runner: &'a Runner,
+        run: &str,
+        job: &'a Job,
+        subject: Option<&Subject>,
+        (sink, stop): (&'a Sink, &'a CancellationToken),
+        until: Instant,
+    ) -> Result<Vault<'a>, String> {
+        let passphrase = keys::passphrase(&runner.config, &runner.state).map_err(|failure| failure.to_string())?;
+        let at = Timestamp::now();
+        let names = subject.map(|subject| (subject.volume.name.clone(), subject.node.clone()));
+        let archive = names.as_ref().map(|(volume, node)| archive::name(volume, node, at));
+        Ok(Vault { runner, run: run.to_owned(), job, archive, names, at, passphrase, sink, stop, until })
+    }
+
+    /// What is left of the run's time.
+    pub fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+
+    fn access(&self) -> Access<'_> {
+        self.runner.borg.access(&self.job.repository, Some(&self.passphrase), &self.run)
+    }
+
+    /// Asks borg. A lock that only the dead hold is broken on the way, once.
+    async fn ask(&self, command: &Command, account: &mut Account) -> Result<Output, Failure> {
+        let first = self.fed(command, None, account).await;
+        match first {
+            Err(failure) if failure.kind == Kind::Locked && !self.runner.recover().await.is_empty() => {
+                self.fed(command, None, account).await
+            }
+            done => done,
+        }
+    }
+
+    async fn fed(&self, command: &Command, feed: Option<Feed>, account: &mut Account) -> Result<Output, Failure> {
+        let mut output = self.runner.borg.run(command, feed, self.sink, self.stop, self.left()).await?;
+        account.heard(&mut output);
+        Ok(output)
+    }
+
+    /// Makes the repository at its first use. One that had archives and is gone is not made again: its disk may not be mounted.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub async fn init(&self, account: &mut Account) -> Result<(), String> {
+        let glob = self.names.as_ref().map(|(volume, node)| archive::glob(volume, node));
+        let there = self.ask(&self.access().list_archives(glob.as_deref()), account).await;
+        match there {
+            Ok(_) => Ok(()),
+            Err(failure) if failure.kind == Kind::NoRepository => {
+                let runs = self.runner.shelf.runs().await.map_err(|error| error.to_string())?;
+                if runs.values().filter_map(|series| series.success.as_ref()).any(|run| run.repository == self.job.repository) {
+                    return Err(format!("{} is not there any more: is its disk mounted?", self.job.repository.location));
+                }
+                self.ask(&self.access().init(), account).await.map(drop).map_err(|failure| failure.to_string())
+            }
+            Err(failure) => Err(failure.to_string()),
+        }
+    }
+
+    /// Makes the archive, by a name that says that nobody has looked at it yet.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub async fn create(
+        &self,
+        subject: &Subject,
+        feed: Option<(feed::Feed, &'static str)>,
+        files: bool,
+        exclude: &[String],
+        account: &mut Account,
+    ) -> Result<(), String> {
+        let name = self.unproven()?;
+        let source = Source { directory: &subject.volume.path, files, exclude, stdin_name: feed.as_ref().map(|(_, name)| *name) };
+        let command = self.access().create(&name, self.at, &Comment::of(subject).text(), &source);
+        let output = self.fed(&command, feed.map(|(feed, _)| feed.bytes), account).await.map_err(|failure| failure.to_string())?;
+        account.stats = output.stats;
+        account.archive = Some(name);
+        Ok(())
+    }
+
+    /// What the repository says of the archive; `None`: it is not there.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub async fn prove(&self, account: &mut Account) -> Result<Option<Stats>, String> {
+        let name = self.unproven()?;
+        let told = match self.ask(&self.access().info(&name), account).await {
+            Ok(output) => output.json::<Archives>().map_err(|failure| failure.to_string())?,
+            Err(failure) if failure.kind == Kind::NoArchive => return Ok(None),
+            Err(failure) => return Err(failure.to_string()),
+        };
+        Ok(told.archives.into_iter().find(|archive| archive.name == name).map(|archive| archive.stats.into()))
+    }
+
+    /// # Errors
+    /// A sentence.
+    pub async fn rename(&self, account: &mut Account) -> Result<(), String> {
+        let (from, to) = (self.unproven()?, self.archive.clone().unwrap_or_default());
+        self.ask(&self.access().rename(&from, &to), account).await.map_err(|failure| failure.to_string())?;
+        account.archive = Some(to);
+        Ok(())
+    }
+
+    /// # Errors
+    /// A sentence.
+    pub async fn delete_unproven(&self, account: &mut Account) -> Result<(), String> {
+        let (volume, node) = self.names()?;
+        let glob = archive::unproven_glob(volume, node);
+        let told = self.ask(&self.access().list_archives(Some(&glob)), account).await.map_err(|failure| failure.to_string())?;
+        if told.json::<Archives>().map_err(|failure| failure.to_string())?.archives.is_empty() {
+            return Ok(());
+        }
+        self.ask(&self.access().delete(&glob), account).await.map(drop).map_err(|failure| failure.to_string())
+    }
+
+    /// # Errors
+    /// A sentence.
+    pub async fn prune(&self, keep: &Keep, account: &mut Account) -> Result<(), String> {
+        let (volume, node) = self.names()?;
+        let command = self.access().prune(&archive::glob(volume, node), keep);
+        self.ask(&command, account).await.map(drop).map_err(|failure| failure.to_string())
+    }
+
+    /// # Errors
+    /// A sentence.
+    pub async fn compact(&self, account: &mut Account) -> Result<(), String> {
+        self.ask(&self.access().compact(), account).await.map(drop).map_err(|failure| failure.to_string())
+    }
+
+    /// # Errors
+    /// A sentence.
+    pub async fn check_repository(&self, account: &mut Account) -> Result<String, String> {
+        self.ask(&self.access().check_repository(), account).await.map_err(|failure| failure.to_string())?;
+        Ok("the repository is whole".to_owned())
+    }
+
+    /// # Errors
+    /// A sentence.
+    pub async fn check_archives(&self, account: &mut Account) -> Result<String, String> {
+        self.ask(&self.access().check_archives(), account).await.map_err(|failure| failure.to_string())?;
+        Ok("the archives are whole".to_owned())
+    }
+
+    /// Reads all data of the archives whose turn it is.
+    ///
+    /// # Errors
+    /// The first archive that is damaged, as a sentence.
+    pub async fn verify(&self, slices: u32, account: &mut Account) -> Result<String, String> {
+        let told = self.ask(&self.access().list_archives(None), account).await.map_err(|failure| failure.to_string())?;
+        let told = told.json::<Archives>().map_err(|failure| failure.to_string())?;
+        let ours = |name: &String| archive::parse(name).is_some_and(|name| !name.unproven);
+        let mut names: Vec<String> = told.archives.into_iter().map(|archive| archive.name).filter(ours).collect();
+        names.sort_unstable();
+        let turn = turn(self.job.due, self.runner.config.verify_data, slices);
+        let all = names.len();
+        let chosen: Vec<String> = names.into_iter().rev().skip(turn).step_by(slices as usize).collect();
+        for name in &chosen {
+            let read = self.ask(&self.access().verify(name), account).await;
+            read.map_err(|failure| format!("{name} cannot be read: {failure}"))?;
+        }
+        Ok(format!("all data of {} of {all} archives was read and is whole", chosen.len()))
+    }
+
+    fn names(&self) -> Result<(&str, &str), String> {
+        self.names.as_ref().map(|(volume, node)| (volume.as_str(), node.as_str())).ok_or_else(|| "it is about no volume".to_owned())
+    }
+
+    fn unproven(&self) -> Result<String, String> {
+        self.archive.as_deref().map(archive::unproven).ok_or_else(|| "it makes no archive".to_owned())
+    }
+}
+
+/// Which slice of the archives, counted from the newest, it is when: each one once in `slices` periods.
+fn turn(due: Timestamp, every: Option<Duration>, slices: u32) -> usize {
+    let period = every.map_or(7 * 24 * 3600, |every| every.as_secs().max(1)).cast_signed();
+    let turn = due.as_second().div_euclid(period).rem_euclid(i64::from(slices.max(1)));
+    usize::try_from(turn).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slice_has_its_turn() {
+        let week = Duration::from_secs(7 * 24 * 3600);
+        let turns: Vec<usize> = (0..8).map(|n| turn(Timestamp::from_second(n * 604_800 + 5).expect("a time"), Some(week), 4)).collect();
+        assert_eq!(turns, [0, 1, 2, 3, 0, 1, 2, 3]);
+    }
+}
