@@ -27,6 +27,9 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
 /// A directory beside what is to be written, removed when this goes.
 #[derive(Debug)]
 pub struct Staging {
+    /// Nobody else's eyes and hands.
+    outer: PathBuf,
+    /// In there: it gets the owner and mode of a volume's root.
     path: PathBuf,
 }
 
@@ -37,9 +40,12 @@ impl Staging {
     /// The disk's.
     pub fn new(directory: &Path) -> Result<Staging, Error> {
         fs::create_dir_all(directory).map_err(failed(directory))?;
-        let path = directory.join(format!(".skep-{:08x}", fastrand::u32(..)));
-        DirBuilder::new().mode(0o700).create(&path).map_err(failed(&path))?;
-        Ok(Staging { path })
+        let outer = directory.join(format!(".skep-{:08x}", fastrand::u32(..)));
+        DirBuilder::new().mode(0o700).create(&outer).map_err(failed(&outer))?;
+        let path = outer.join("x");
+        let staging = Staging { outer, path };
+        fs::create_dir(&staging.path).map_err(failed(&staging.path))?;
+        Ok(staging)
     }
 
     pub fn path(&self) -> &Path {
@@ -64,8 +70,8 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            tracing::warn!("{} cannot be removed: {error}", self.path.display());
+        if let Err(error) = fs::remove_dir_all(&self.outer) {
+            tracing::warn!("{} cannot be removed: {error}", self.outer.display());
         }
     }
 }
