@@ -7,6 +7,7 @@ pub mod borg;
 pub mod command;
 pub mod contents;
 pub mod drill;
+pub mod due;
 pub mod dump;
 pub mod engine;
 pub mod exec;
@@ -16,9 +17,12 @@ pub mod inventory;
 pub mod journal;
 pub mod judge;
 pub mod keys;
+pub mod label;
 pub mod listing;
 pub mod lock;
 pub mod placing;
+pub mod plan;
+pub mod queue;
 pub mod quiet;
 pub mod reader;
 pub mod report;
@@ -28,6 +32,7 @@ pub mod room;
 pub mod runner;
 pub mod shelf;
 pub mod step;
+pub mod survey;
 pub mod trial;
 pub mod unlock;
 pub mod vault;
@@ -38,16 +43,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::diagnostic::Diagnostic;
-use crate::label::{Key, ServiceSpec, boolean, not_yet};
+pub use crate::config::keep::Keep;
 
 use self::inventory::{Container, Volume};
-
-const FEATURE: &str = "backups";
-
-/// The keys of this feature.
-pub const KEYS: &[Key] =
-    &[Key::route("backup", "true or false", "false", "`true` saves the volumes of the service.").of_service().later(FEATURE)];
+pub use self::label::KEYS;
 
 /// A volume of this node that is to be saved, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,17 +118,6 @@ pub enum OnError {
     #[default]
     Fail,
     Continue,
-}
-
-/// How many archives of one volume stay, by borg's rules of `prune`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Keep {
-    pub last: u32,
-    pub hourly: u32,
-    pub daily: u32,
-    pub weekly: u32,
-    pub monthly: u32,
-    pub yearly: u32,
 }
 
 /// One thing to do with one repository.
@@ -312,34 +300,9 @@ pub enum Progress {
 /// Where [`Progress`] goes.
 pub type Sink = std::sync::Arc<dyn Fn(Progress) + Send + Sync>;
 
-/// Reads backup: whether the service's volumes are to be saved.
-pub fn parse(spec: &ServiceSpec) -> (bool, Vec<Diagnostic>) {
-    let Some(value) = spec.get("backup") else { return (false, Vec::new()) };
-    match boolean(value) {
-        Ok(true) => (true, vec![not_yet(value, FEATURE)]),
-        Ok(false) => (false, Vec::new()),
-        Err(finding) => (false, vec![finding]),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::label::Value;
-
-    #[test]
-    fn backups() {
-        for (text, wanted, codes) in [("true", true, &["not-yet"][..]), ("false", false, &[]), ("daily", false, &["bad-boolean"])] {
-            let mut spec = ServiceSpec::default();
-            spec.values.insert("backup", Value::new("backup.enable", text).expect("not blank"));
-            let (read, findings) = parse(&spec);
-            assert_eq!(
-                (read, findings.iter().map(|finding| finding.code.as_str()).collect::<Vec<_>>()),
-                (wanted, codes.to_vec()),
-                "{text}"
-            );
-        }
-    }
 
     #[test]
     fn a_series_remembers_its_last_success_and_counts_failures_since() {

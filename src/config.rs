@@ -3,11 +3,13 @@
 
 pub mod auth;
 pub mod backup;
+pub mod cron;
 pub mod dn;
 pub mod dns;
 pub mod filter;
 mod given;
 mod issuer;
+pub mod keep;
 pub mod ldap;
 mod settings;
 
@@ -496,6 +498,7 @@ fn contradictions(config: &Config) -> Vec<Diagnostic> {
     findings.extend(ldap::contradictions(&config.ldap));
     findings.extend(dns::missing(&config.dns));
     findings.extend(issuer::contradictions(config));
+    findings.extend(backup::contradictions(config));
     let all: Vec<&SocketAddr> = config.http.listen.iter().chain(&config.https.listen).chain(&config.admin.listen).collect();
     for (index, address) in all.iter().enumerate() {
         let Some(other) =
@@ -548,6 +551,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     note(old.auth.basic_cache != new.auth.basic_cache, "auth.basic-cache");
     note(old.auth.key_rotation != new.auth.key_rotation, "auth.key-rotation");
     note(old.ldap != new.ldap, "ldap");
+    note(old.backup != new.backup, "backup");
     note(old.dns != new.dns, "dns");
     note(old.acme != new.acme, "acme");
     note(old.issuers != new.issuers, "issuer");

@@ -1,6 +1,7 @@
 //! The label grammar: from a service's labels to route specs that no longer show which dialect they came from.
 //! Values stay text here, with their origin; each feature reads its own keys out of a spec and points its findings at the user's own label.
 
+pub mod backup;
 pub mod haproxy;
 mod name;
 pub mod native;
@@ -124,6 +125,8 @@ pub struct ServiceSpec {
     pub streams: Vec<RouteSpec>,
     /// Keys of [`Scope::Service`].
     pub values: BTreeMap<&'static str, Value>,
+    /// The same keys about one of its volumes, by the volume's name as it was written: `backup.volume.NAME.*`.
+    pub volumes: BTreeMap<String, BTreeMap<&'static str, Value>>,
     /// As [`RouteSpec::closed`], for all of the service's routes.
     pub closed: Option<String>,
 }
@@ -301,6 +304,10 @@ mod tests {
             "com.sismics.docker.auth",
             "com.sismics.docker.x",
             "backup.enable",
+            "backup.volume.data.keep",
+            "backup.volume.my.data.schedule",
+            "Backup.exclude",
+            "backup.volume.",
             "traefik.enable",
             "maintainer",
         ]);
@@ -327,7 +334,11 @@ mod tests {
 
     /// The labels that some value of the spec stands in.
     fn used(spec: &ServiceSpec) -> Vec<&str> {
-        let values = spec.values.values().chain(spec.routes.iter().chain(&spec.streams).flat_map(|route| route.values.values()));
+        let values = spec
+            .values
+            .values()
+            .chain(spec.volumes.values().flat_map(BTreeMap::values))
+            .chain(spec.routes.iter().chain(&spec.streams).flat_map(|route| route.values.values()));
         values.map(|value| value.label.as_str()).collect()
     }
 

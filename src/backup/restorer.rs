@@ -199,7 +199,7 @@ impl Restorer<'_> {
         let (Some(mut journal), quieted) = (at.journal.take(), at.quieted.take()) else { return Ok(()) };
         if let Some(quieted) = quieted {
             // When that fails the journal stays, and with it whoever looks for what is left to be undone.
-            quieted.resume(self.engine, &mut journal).await?;
+            quieted.resume(self.engine, &mut journal, true).await?;
         }
         journal.end().await.map_err(|error| format!("the journal cannot be removed: {error}"))
     }
@@ -340,9 +340,8 @@ impl Loader<'_> {
         container: &str,
         command: &[String],
     ) -> Result<(u64, String), String> {
-        let (mut borg, mut ours) = tokio::io::duplex(PIPE);
+        let (borg, mut ours) = tokio::io::duplex(PIPE);
         let (theirs, fed) = tokio::io::duplex(PIPE);
-        let reading = self.reader.file(archive, file, &mut borg, self.stop);
         let exec = self.engine.exec_fed(container, command, None, theirs).await.map_err(|error| error.to_string())?;
         let passing = async move {
             let (mut fed, mut passing, mut chunk) = (fed, Passing::new(database), vec![0; PIPE]);
@@ -359,10 +358,9 @@ impl Loader<'_> {
             }
             passing
         };
-        let reading = async {
-            let read = reading.await;
-            drop(borg);
-            read
+        let reading = async move {
+            let mut borg = borg;
+            self.reader.file(archive, file, &mut borg, self.stop).await
         };
         let (read, mut passing, ended) = tokio::join!(reading, passing, exec.collect(MAX_OUTPUT));
         read.map_err(|failure| failure.to_string())?;

@@ -3,6 +3,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
+
+use super::Config;
+use super::cron::{Schedule, Window};
+use super::given::Given;
+use super::keep::Keep;
+use super::settings::{is_off, names, optional_text, text};
+use crate::diagnostic::{Diagnostic, brief};
+
+type Read<T> = Result<T, Diagnostic>;
+
 /// The settings of backups. Labels of volumes and services outrank those that are defaults.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backup {
@@ -162,4 +173,293 @@ impl Default for Notify {
             repeat: Duration::from_secs(24 * 3600),
         }
     }
+}
+
+impl Backup {
+    /// Of schedules and windows.
+    pub fn zone(&self) -> TimeZone {
+        super::cron::zone(&self.time_zone)
+    }
+
+    /// In which hours runs begin; `None`: in any.
+    pub fn hours(&self) -> Option<Window> {
+        self.window.as_deref().and_then(|window| Window::parse(window).ok())
+    }
+}
+
+/// What a volume's containers may be asked to do while it is read, where no label says.
+pub(super) const MODES: &[(&str, &str)] = &[("hot", "hot"), ("pause", "pause"), ("stop", "stop")];
+
+/// Where a list of texts says that repositories are to lie.
+pub(super) fn targets(given: &Given) -> Read<Vec<Target>> {
+    if is_off(given) {
+        return Ok(Vec::new());
+    }
+    let mut targets: Vec<Target> = Vec::new();
+    for text in names(given)? {
+        let target = target(&text)?;
+        if let Some(other) = targets.iter().find(|other| other.location == target.location) {
+            let message = format!("`{}` and `{}` are one place", other.name, target.name);
+            return Err(Diagnostic::error("target-twice", message).help("keep one of the two"));
+        }
+        if targets.iter().any(|other| other.name == target.name) {
+            let message = format!("two targets are called `{}`", target.name);
+            let help = format!("give each a name of its own, as \"{}-2={}\"", target.name, target.location);
+            return Err(Diagnostic::error("target-twice", message).help(help));
+        }
+        targets.push(target);
+    }
+    Ok(targets)
+}
+
+/// Reads `/srv/backups`, `offsite=ssh://user@host:port/path`.
+fn target(text: &str) -> Read<Target> {
+    let (name, location) = match text.split_once('=').filter(|(name, _)| !name.contains(['/', ':'])) {
+        Some((name, location)) => (Some(name.trim()), location.trim()),
+        None => (None, text.trim()),
+    };
+    let bad = |why: String, help: &str| Diagnostic::error("bad-target", format!("`{}` {why}", brief(text))).help(help);
+    const EXAMPLE: &str = "write a directory as \"/srv/backups\", or \"offsite=ssh://user@host:22/./backups\"";
+    if location.len() > LONGEST_LOCATION || location.contains(|c: char| c.is_control() || c.is_whitespace() || "{}\"'`$\\".contains(c)) {
+        return Err(bad("has a character in it that a place for backups cannot have".to_owned(), EXAMPLE));
+    }
+    let host = if location.starts_with("ssh://") {
+        Some(remote(location).map_err(|(why, help)| bad(why, &help))?)
+    } else if !location.starts_with('/') {
+        let (why, help) = elsewhere(location, EXAMPLE);
+        return Err(bad(why, &help));
+    } else {
+        None
+    };
+    let location = location.trim_end_matches('/');
+    if location.is_empty() || location.split('/').any(|part| part == "..") {
+        return Err(bad("is not a directory for backups alone".to_owned(), EXAMPLE));
+    }
+    let fine = |name: &str| {
+        !name.is_empty()
+            && name.len() <= 63
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+    };
+    match name {
+        Some(name) if fine(name) => Ok(Target { name: name.to_owned(), location: location.to_owned() }),
+        Some(name) => {
+            let help = format!("use letters, digits, `-`, `_` and `.`, as \"offsite={}\"", brief(location));
+            Err(bad(format!("has a name that cannot be one: `{}`", brief(name)), &help))
+        }
+        None => {
+            let last = location.rsplit('/').next().unwrap_or_default();
+            let name: String =
+                host.unwrap_or(last).chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect();
+            let name: String = name.trim_start_matches(['-', '_', '.']).chars().take(63).collect();
+            match fine(&name) {
+                true => Ok(Target { name, location: location.to_owned() }),
+                false => Err(bad("needs a name".to_owned(), &format!("write \"backups={}\"", brief(location)))),
+            }
+        }
+    }
+}
+
+const LONGEST_LOCATION: usize = 512;
+
+/// The host of an ssh URL that borg and ssh understand as it was meant.
+fn remote(url: &str) -> Result<&str, (String, String)> {
+    const EXAMPLE: &str = "write it like \"ssh://user@host:22/srv/backups\"; /./ before the path makes it begin at the user's home";
+    let bad = |why: &str| (why.to_owned(), EXAMPLE.to_owned());
+    let rest = url.strip_prefix("ssh://").unwrap_or(url);
+    let (authority, path) = rest.split_once('/').ok_or_else(|| bad("has no path"))?;
+    if path.trim_matches(['/', '.']).is_empty() {
+        return Err(bad("has no path"));
+    }
+    let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
+    if user.is_some_and(|user| user.contains(':')) {
+        return Err((
+            "has a password in it".to_owned(),
+            "leave it out; ssh signs in with a key: ssh-key = \"/run/secrets/backup-key\"".to_owned(),
+        ));
+    }
+    // What begins with a hyphen would be an option of ssh's.
+    let word = |text: &str| {
+        text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    if user.is_some_and(|user| !word(user)) {
+        return Err(bad("has a user that ssh cannot have"));
+    }
+    let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, port)) if address.parse::<std::net::Ipv6Addr>().is_ok() => {
+            (address, port.strip_prefix(':').or((!port.is_empty()).then_some("x")))
+        }
+        Some(_) => return Err(bad("has a host that cannot be one")),
+        None => match host.split_once(':') {
+            Some((name, port)) if word(name) => (name, Some(port)),
+            None if word(host) => (host, None),
+            _ => return Err(bad("has a host that cannot be one")),
+        },
+    };
+    match port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0)) {
+        true => Ok(name),
+        false => Err(bad("has a port that cannot be one")),
+    }
+}
+
+/// What somebody may have meant by a location that is neither a directory nor an ssh URL.
+fn elsewhere(location: &str, example: &str) -> (String, String) {
+    if let Some(path) = location.strip_prefix("file://") {
+        return ("is not a place that is known".to_owned(), format!("write \"{}\"", brief(path)));
+    }
+    if let Some((scheme, _)) = location.split_once("://") {
+        return (format!("is on `{}`, where backups are not kept", brief(scheme)), example.to_owned());
+    }
+    match location.split_once(':').filter(|(host, path)| !host.is_empty() && !path.is_empty() && !host.contains('/')) {
+        Some((host, path)) => {
+            let path = if path.starts_with('/') { path.to_owned() } else { format!("/./{path}") };
+            ("is not a place that is known".to_owned(), format!("write \"ssh://{}{}\"", brief(host), brief(&path)))
+        }
+        None => ("is a relative path".to_owned(), format!("write it from the root: \"/{}\"", brief(location.trim_start_matches("./")))),
+    }
+}
+
+/// A pattern of files to leave out: relative to the volume's root, in one of borg's styles.
+///
+/// # Errors
+/// Why it cannot be one, and what to write.
+pub fn pattern(text: &str) -> Result<(), (String, String)> {
+    const STYLES: [&str; 5] = ["fm:", "sh:", "re:", "pp:", "pf:"];
+    const EXAMPLE: &str = "write it relative to the volume's root, as `cache/*` or `sh:**/*.tmp`";
+    if text.is_empty() || text.len() > LONGEST_LOCATION || text.contains(char::is_control) {
+        return Err((format!("`{}` is not a pattern of files", brief(text)), EXAMPLE.to_owned()));
+    }
+    let (style, path) = text.split_at(STYLES.iter().find(|style| text.starts_with(**style)).map_or(0, |style| style.len()));
+    if path.is_empty() {
+        return Err((format!("`{}` says no files", brief(text)), EXAMPLE.to_owned()));
+    }
+    if path.starts_with('/') {
+        let help = format!("write `{style}{}`: patterns are relative to the volume's root", brief(path.trim_start_matches('/')));
+        return Err((format!("`{}` begins at the root of the machine", brief(text)), help));
+    }
+    match style != "re:" && path.split('/').any(|part| part == "..") {
+        true => Err((format!("`{}` leads out of the volume", brief(text)), EXAMPLE.to_owned())),
+        false => Ok(()),
+    }
+}
+
+pub(super) fn excludes(given: &Given) -> Read<Vec<String>> {
+    if is_off(given) {
+        return Ok(Vec::new());
+    }
+    let patterns = names(given)?;
+    match patterns.iter().find_map(|text| pattern(text).err()) {
+        Some((why, help)) => Err(Diagnostic::error("bad-pattern", why).help(help)),
+        None => Ok(patterns),
+    }
+}
+
+pub(super) fn schedule(given: &Given) -> Read<String> {
+    checked(text(given, "0 2 * * *")?, "bad-schedule", |text| Schedule::parse(text).map(drop))
+}
+
+pub(super) fn keep(given: &Given) -> Read<String> {
+    checked(text(given, "7d,4w,36m")?, "bad-keep", |text| Keep::parse(text).map(drop))
+}
+
+pub(super) fn window(given: &Given) -> Read<Option<String>> {
+    let Some(text) = optional_text(given, "22:00-06:00")? else { return Ok(None) };
+    checked(text, "bad-window", |text| Window::parse(text).map(drop)).map(Some)
+}
+
+pub(super) fn time_zone(given: &Given) -> Read<String> {
+    checked(text(given, "Europe/Paris")?, "bad-time-zone", |text| match TimeZone::get(text) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(format!("`{}` is not a time zone; write \"UTC\" or a name as \"Europe/Paris\"", brief(text))),
+    })
+}
+
+/// borg's compression: `lz4`, `zstd,3`, `auto,zlib,6`.
+pub(super) fn compression(given: &Given) -> Read<String> {
+    checked(text(given, "zstd,3")?, "bad-compression", |text| {
+        let bare = text.strip_prefix("auto,").unwrap_or(text);
+        let (method, level) = bare.split_once(',').map_or((bare, None), |(method, level)| (method, Some(level)));
+        let levels = match method {
+            "none" | "lz4" => 0..=0,
+            "zstd" => 1..=22,
+            "zlib" | "lzma" => 0..=9,
+            _ => return Err(format!("`{}` is no compression; write \"zstd,3\", \"lz4\", \"zlib,6\", \"lzma,6\" or \"none\"", brief(text))),
+        };
+        let fine =
+            level.is_none_or(|level| method != "none" && method != "lz4" && level.parse().is_ok_and(|level: u8| levels.contains(&level)));
+        match fine {
+            true => Ok(()),
+            false if levels == (0..=0) => Err(format!("`{method}` has no levels; write \"{method}\"")),
+            false => Err(format!("`{method}` has levels from {} to {}; write \"{method},{}\"", levels.start(), levels.end(), 3)),
+        }
+    })
+}
+
+/// A text that `check` has nothing to say about; what it says is a sentence, a semicolon, and what to write.
+fn checked(text: String, code: &str, check: impl Fn(&str) -> Result<(), String>) -> Read<String> {
+    match check(&text) {
+        Ok(()) => Ok(text),
+        Err(said) => {
+            let (why, help) = said.split_once("; ").unwrap_or((&said, "config/skep.toml has an example"));
+            Err(Diagnostic::error(code, why).help(help))
+        }
+    }
+}
+
+pub(super) fn program(given: &Given) -> Read<String> {
+    let text = text(given, "borg")?;
+    match text.starts_with('-') || text.contains(char::is_whitespace) || (text.contains('/') && !text.starts_with('/')) {
+        true => Err(Diagnostic::error("bad-program", format!("`{}` is neither a name nor a path", brief(&text)))
+            .help("write \"borg\", or a path as \"/usr/local/bin/borg\"")),
+        false => Ok(text),
+    }
+}
+
+/// A path from the root, or none.
+pub(super) fn path(given: &Given) -> Read<Option<PathBuf>> {
+    match optional_text(given, "/path")? {
+        Some(text) if !text.starts_with('/') => Err(Diagnostic::error("bad-path", format!("`{}` is a relative path", brief(&text)))
+            .help(format!("write it from the root: \"/{}\"", brief(text.trim_start_matches("./"))))),
+        text => Ok(text.map(PathBuf::from)),
+    }
+}
+
+/// Settings of `[backup]` that are fine alone and not together.
+pub(super) fn contradictions(config: &Config) -> Vec<Diagnostic> {
+    let backup = &config.backup;
+    let mut findings = Vec::new();
+    if backup.targets.is_empty() {
+        if *backup != Backup::default() {
+            let finding = Diagnostic::warning("backup-without-targets", "[backup] is set, but names no target: nothing is saved");
+            findings.push(finding.help("write targets = [\"/srv/backups\"]"));
+        }
+        return findings;
+    }
+    if config.state.directory.is_none() {
+        let finding = Diagnostic::error(
+            "backup-without-state",
+            "backups need state.directory: what was saved when, and what was paused, is kept there",
+        );
+        findings.push(finding.help("write directory = \"/var/lib/skep\" in [state], or leave backup.targets out"));
+    }
+    if !config.docker.enabled {
+        let finding =
+            Diagnostic::warning("backup-without-docker", "docker.enabled is off, so nothing is known of volumes: nothing is saved");
+        findings.push(finding.help("write enabled = true in [docker], or leave backup.targets out"));
+    }
+    let inside =
+        |path: &PathBuf| backup.targets.iter().find(|target| target.location.starts_with('/') && path.starts_with(&target.location));
+    let places = [("backup.scratch", &backup.scratch), ("backup.volumes", &backup.volumes)];
+    for (name, path) in places {
+        if let Some(target) = path.as_ref().and_then(inside) {
+            let finding = Diagnostic::error("backup-in-target", format!("{name} lies in the target `{}`", target.name));
+            findings.push(finding.help("keep repositories in a directory of their own"));
+        }
+    }
+    if backup.pause_limit >= backup.timeout {
+        let finding = Diagnostic::error("pause-order", "backup.pause-limit is not shorter than backup.timeout");
+        findings.push(finding.help("a paused container goes on after pause-limit, a run ends after timeout"));
+    }
+    findings
 }

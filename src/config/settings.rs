@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::given::Given;
 use super::{
     AccessLogFormat, Challenge, Config, DefaultCertificate, DnsProvider, Profile, ProxyProtocol, Scheme, ServerTiming, TraceTrust,
-    TsigAlgorithm, auth, dns, issuer, ldap,
+    TsigAlgorithm, auth, backup, dns, issuer, ldap,
 };
 use crate::diagnostic::{Diagnostic, brief, nearest};
 use crate::label::{SismicsAuth, Value, bytes as label_bytes, duration as label_duration};
@@ -173,6 +173,40 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("ldap.pool-size", |c, g| put(&mut c.ldap.pool_size, number(g, 1..=64))),
     Setting::new("ldap.page-size", |c, g| put(&mut c.ldap.page_size, number(g, 1..=10_000))),
     Setting::new("ldap.referrals", |c, g| put(&mut c.ldap.referrals, ldap::servers(g))),
+    Setting::new("backup.targets", |c, g| put(&mut c.backup.targets, backup::targets(g))),
+    Setting::new("backup.require-key-export", |c, g| put(&mut c.backup.require_key_export, flag(g))),
+    Setting::new("backup.passphrase-file", |c, g| put(&mut c.backup.passphrase_file, backup::path(g))),
+    Setting::new("backup.schedule", |c, g| put(&mut c.backup.schedule, backup::schedule(g))),
+    Setting::new("backup.time-zone", |c, g| put(&mut c.backup.time_zone, backup::time_zone(g))),
+    Setting::new("backup.jitter", |c, g| put(&mut c.backup.jitter, duration(g, Duration::ZERO..=DAY))),
+    Setting::new("backup.window", |c, g| put(&mut c.backup.window, backup::window(g))),
+    Setting::new("backup.keep", |c, g| put(&mut c.backup.keep, backup::keep(g))),
+    Setting::new("backup.exclude", |c, g| put(&mut c.backup.exclude, backup::excludes(g))),
+    Setting::new("backup.mode", |c, g| put(&mut c.backup.mode, word(g, backup::MODES).map(str::to_owned))),
+    Setting::new("backup.pause-limit", |c, g| put(&mut c.backup.pause_limit, duration(g, ms(1000)..=HOUR))),
+    Setting::new("backup.timeout", |c, g| put(&mut c.backup.timeout, duration(g, MINUTE..=DAY * 7))),
+    Setting::new("backup.retries", |c, g| put(&mut c.backup.retries, number(g, 0..=20).map(|count| count as u32))),
+    Setting::new("backup.retry-pause", |c, g| put(&mut c.backup.retry_pause, duration(g, ms(1000)..=DAY))),
+    Setting::new("backup.parallel", |c, g| put(&mut c.backup.parallel, number(g, 1..=64))),
+    Setting::new("backup.parallel-per-target", |c, g| put(&mut c.backup.parallel_per_target, number(g, 1..=64))),
+    Setting::new("backup.nice", |c, g| put(&mut c.backup.nice, number(g, 0..=19).map(|nice| nice as u8))),
+    Setting::new("backup.io-idle", |c, g| put(&mut c.backup.io_idle, flag(g))),
+    Setting::new("backup.upload-limit", |c, g| put(&mut c.backup.upload_limit, optional_size(g))),
+    Setting::new("backup.compression", |c, g| put(&mut c.backup.compression, backup::compression(g))),
+    Setting::new("backup.lock-wait", |c, g| put(&mut c.backup.lock_wait, duration(g, Duration::ZERO..=DAY))),
+    Setting::new("backup.check-repository", |c, g| put(&mut c.backup.check_repository, every(g))),
+    Setting::new("backup.check-archives", |c, g| put(&mut c.backup.check_archives, every(g))),
+    Setting::new("backup.verify-data", |c, g| put(&mut c.backup.verify_data, every(g))),
+    Setting::new("backup.verify-slices", |c, g| put(&mut c.backup.verify_slices, number(g, 1..=1000).map(|count| count as u32))),
+    Setting::new("backup.drill", |c, g| put(&mut c.backup.drill, every(g))),
+    Setting::new("backup.scratch", |c, g| put(&mut c.backup.scratch, backup::path(g))),
+    Setting::new("backup.overdue", |c, g| put(&mut c.backup.overdue, duration(g, MINUTE..=YEAR))),
+    Setting::new("backup.shrink", |c, g| put(&mut c.backup.shrink, number(g, 1..=100).map(|percent| percent as u8))),
+    Setting::new("backup.min-free", |c, g| put(&mut c.backup.min_free, optional_size(g).map(Option::unwrap_or_default))),
+    Setting::new("backup.volumes", |c, g| put(&mut c.backup.volumes, backup::path(g))),
+    Setting::new("backup.ssh-key", |c, g| put(&mut c.backup.ssh_key, backup::path(g))),
+    Setting::new("backup.ssh-known-hosts", |c, g| put(&mut c.backup.ssh_known_hosts, backup::path(g))),
+    Setting::new("backup.borg", |c, g| put(&mut c.backup.borg, backup::program(g))),
     Setting::new("acme.email", |c, g| put(&mut c.acme.email, issuer::email(g))),
     Setting::new("acme.agree-tos", |c, g| put(&mut c.acme.agree_tos, flag(g))),
     Setting::new("acme.issuers", |c, g| put(&mut c.acme.issuers, names(g))),
@@ -428,6 +462,14 @@ fn optional_duration(given: &Given) -> Read<Option<Duration>> {
         return Ok(None);
     }
     duration(given, ms(10)..=DAY).map(Some)
+}
+
+/// How often something is done; off: never.
+fn every(given: &Given) -> Read<Option<Duration>> {
+    if is_off(given) {
+        return Ok(None);
+    }
+    duration(given, HOUR..=YEAR).map(Some)
 }
 
 fn optional_size(given: &Given) -> Read<Option<u64>> {

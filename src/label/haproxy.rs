@@ -3,14 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use super::{Dialect, RouteSpec, ServiceSpec, SismicsAuth, Value, host, stray};
+use super::{Dialect, RouteSpec, ServiceSpec, SismicsAuth, Value, backup, host, stray};
 use crate::diagnostic::{Diagnostic, Place, brief, nearest};
 use crate::snapshot::Labels;
 
 const PREFIX: &str = "haproxy.";
 const SISMICS: &str = "com.sismics.docker.";
-pub(super) const AUTH: &str = "com.sismics.docker.auth";
-pub(super) const BACKUP: &str = "backup.enable";
+pub const AUTH: &str = "com.sismics.docker.auth";
 const PLAIN: &str = "haproxy.virtual_host";
 const SECURE: &str = "haproxy.virtual_host_secure";
 const REDIRECT: &str = "haproxy.http_redirect_from";
@@ -48,12 +47,22 @@ pub const LABELS: &[Meaning] = &[
         native: "auth, owner",
         about: "The directory group that may enter the service's routes and that owns the service.",
     },
-    Meaning { label: BACKUP, native: "backup", about: "`true`: save the service's volumes." },
+    Meaning { label: backup::ENABLE, native: "backup", about: "`true`: save the volume, or all named volumes of the service." },
+    Meaning { label: "backup.schedule", native: "backup-schedule", about: "When, as cron has it: minute hour day month weekday." },
+    Meaning { label: "backup.keep", native: "backup-keep", about: "Archives that stay: so many of the last days, weeks, months." },
+    Meaning { label: "backup.exclude", native: "backup-exclude", about: "Files left out, relative to the volume's root." },
+    Meaning { label: "backup.mode", native: "backup-mode", about: "What happens to the containers while the volume is read." },
+    Meaning { label: "backup.dump", native: "backup-dump", about: "The database whose dump is saved in place of its files." },
+    Meaning { label: "backup.pre", native: "backup-pre", about: "A command in the container before its volume is read." },
+    Meaning { label: "backup.post", native: "backup-post", about: "A command in the container after that." },
+    Meaning { label: "backup.on-error", native: "backup-on-error", about: "Whether the volume is saved when `backup.pre` fails." },
+    Meaning { label: "backup.timeout", native: "backup-timeout", about: "For one run, everything included." },
+    Meaning { label: backup::VOLUMES, native: "", about: "On a service: any of these for one of its volumes." },
 ];
 
 /// Does a label (in lower case) belong to this dialect, known or not?
 pub(super) fn is_ours(lower: &str) -> bool {
-    lower.starts_with(PREFIX) || lower.starts_with(SISMICS) || lower == BACKUP
+    [PREFIX, SISMICS, backup::PREFIX].iter().any(|prefix| lower.starts_with(prefix))
 }
 
 /// The label of this dialect that `haproxy.` + `rest` was probably meant to be.
@@ -83,9 +92,7 @@ pub fn parse(labels: &Labels, sismics: SismicsAuth, spec: &mut ServiceSpec, find
     if let Some(group) = said.auth {
         protect(group, sismics, spec, findings);
     }
-    if let Some(backup) = said.backup {
-        whole(spec, "backup", backup, findings);
-    }
+    backup::parse(labels, spec, findings);
 }
 
 /// The labels of this dialect, each by its meaning.
@@ -96,14 +103,13 @@ struct Said {
     redirect: Option<Value>,
     port: Option<Value>,
     auth: Option<Value>,
-    backup: Option<Value>,
 }
 
 fn read(labels: &Labels, spec: &mut ServiceSpec, findings: &mut Vec<Diagnostic>) -> Said {
     let mut said = Said::default();
     for (label, text) in labels {
         let lower = label.to_ascii_lowercase();
-        if !is_ours(&lower) {
+        if !is_ours(&lower) || lower.starts_with(backup::PREFIX) {
             continue;
         }
         let here = Place::Label { key: label.clone(), value: text.clone(), span: 0..label.len(), in_key: true };
@@ -113,32 +119,20 @@ fn read(labels: &Labels, spec: &mut ServiceSpec, findings: &mut Vec<Diagnostic>)
             REDIRECT => &mut said.redirect,
             PORT => &mut said.port,
             AUTH => &mut said.auth,
-            BACKUP => &mut said.backup,
             _ => {
                 unknown(label, &lower, here, spec, findings);
                 continue;
             }
         };
         let Some(value) = Value::new(label, text) else {
-            findings.push(
-                Diagnostic::warning("empty-value", format!("`{}` is empty, which means not set", brief(label)))
-                    .at(here)
-                    .help("write a value, or remove the label"),
-            );
+            findings.push(empty(label, here));
             continue;
         };
         let Some(first) = slot else {
             *slot = Some(stray::unquoted(value, findings));
             continue;
         };
-        findings.push(
-            Diagnostic::error(
-                "duplicate-key",
-                format!("`{}` is there already as `{}`; that one counts", brief(label), brief(&first.label)),
-            )
-            .at(here)
-            .help("keep one of them: upper and lower case are the same"),
-        );
+        findings.push(again(label, first, here));
         if lower == AUTH && first.text != value.text {
             spec.close(format!("`{}` contradicts another spelling of itself", brief(label)));
         }
@@ -321,8 +315,22 @@ fn protect(group: Value, sismics: SismicsAuth, spec: &mut ServiceSpec, findings:
     }
 }
 
+/// The label's value says nothing.
+pub(super) fn empty(label: &str, here: Place) -> Diagnostic {
+    Diagnostic::warning("empty-value", format!("`{}` is empty, which means not set", brief(label)))
+        .at(here)
+        .help("write a value, or remove the label")
+}
+
+/// The label is there in another spelling.
+pub(super) fn again(label: &str, first: &Value, here: Place) -> Diagnostic {
+    Diagnostic::error("duplicate-key", format!("`{}` is there already as `{}`; that one counts", brief(label), brief(&first.label)))
+        .at(here)
+        .help("keep one of them: upper and lower case are the same")
+}
+
 /// Sets a key of the whole service, unless a native label has set it.
-fn whole(spec: &mut ServiceSpec, key: &'static str, value: Value, findings: &mut Vec<Diagnostic>) {
+pub(super) fn whole(spec: &mut ServiceSpec, key: &'static str, value: Value, findings: &mut Vec<Diagnostic>) {
     match spec.values.get(key) {
         Some(own) if own.text != value.text => findings.push(loses(&value, own)),
         Some(_) => {}

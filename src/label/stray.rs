@@ -1,7 +1,7 @@
 //! Labels that are nearly ours: a misspelt prefix or key, another tool's dialect, quotes that were left in.
 //! Whatever merely belongs to somebody else stays silent; whatever might have been meant to protect is never taken lightly.
 
-use super::{Key, ServiceSpec, Value, haproxy, native};
+use super::{Key, ServiceSpec, Value, backup, haproxy, native};
 use crate::diagnostic::{Diagnostic, Place, Severity, brief, nearest};
 use crate::snapshot::Labels;
 
@@ -119,7 +119,7 @@ struct Meant {
 
 /// Recognises a label whose first part is nearly a prefix of ours, and of which the rest makes sense there.
 fn misspelt(lower: &str, keys: &[Key]) -> Option<Meant> {
-    if let Some(label) = nearest(lower, [haproxy::AUTH, haproxy::BACKUP]) {
+    if let Some(label) = nearest(lower, [haproxy::AUTH, backup::ENABLE]) {
         return Some(Meant { label: label.to_owned(), guard: label == haproxy::AUTH });
     }
     let end = lower.find(['.', '_', '-', ':', '/'])?;
@@ -129,6 +129,11 @@ fn misspelt(lower: &str, keys: &[Key]) -> Option<Meant> {
         let key = keys.iter().find(|key| key.name == last).or_else(|| nearest_key(last, keys))?;
         let route = rest.strip_suffix(last).unwrap_or_default().replace([':', '/'], ".");
         return Some(Meant { label: format!("{}{route}{}", native::PREFIX, key.name), guard: key.guard });
+    }
+    if nearest(head, ["backup"]).is_some()
+        && let Some(label) = backup::nearest_label(rest)
+    {
+        return Some(Meant { label, guard: false });
     }
     let label = nearest(head, ["haproxy"]).and_then(|_| haproxy::nearest_label(rest))?;
     Some(Meant { label: label.to_owned(), guard: false })
@@ -155,7 +160,8 @@ mod tests {
             ("haproxy_virtual_host_port", "did you mean `haproxy.virtual_host_port`?", false),
             ("com.sismic.docker.auth", "did you mean `com.sismics.docker.auth`?", true),
             ("com.sismics.docker_auth", "did you mean `com.sismics.docker.auth`?", true),
-            ("backup.enabled", "did you mean `backup.enable`?", false),
+            ("bakup.enable", "did you mean `backup.enable`?", false),
+            ("bakup.schedule", "did you mean `backup.schedule`?", false),
         ] {
             let (spec, findings) = read(&[("skep.host", "a.de"), (label, "10.0.0.0/8")]);
             let found: Vec<_> = findings.iter().map(|finding| (finding.code.as_str(), finding.help.as_deref())).collect();
@@ -174,7 +180,7 @@ mod tests {
             "step.name",
             "keep.forever",
             "prometheus.port",
-            "backup.schedule",
+            "docker-volume-backup.stop-during-backup",
             "",
             ".",
             "skep",

@@ -81,7 +81,7 @@ impl<'a> Reader<'a> {
         if spec.get("owner").is_some() && owner.0.is_none() {
             spec.close("the owner of the service could not be read");
         }
-        own.extend(backup::parse(&spec).1);
+        own.extend(backup::label::parse(&spec).1);
         let mut read: Vec<(RouteSpec, Features)> = Vec::with_capacity(spec.routes.len());
         for route in std::mem::take(&mut spec.routes) {
             let features = self.features(&route, &mut own);
@@ -452,7 +452,6 @@ mod tests {
             ("health-unhealthy", "2"),
             ("health-healthy", "2"),
             ("retry-on", "reset"),
-            ("backup", "true"),
             ("owner", "staff"),
         ];
         let later = super::super::keys().into_iter().filter(|key| matches!(key.effect, Effect::Later(_)));

@@ -1,0 +1,403 @@
+//! Which volumes of a node are saved and how, which are not and why: labels of services over those of volumes over the
+//! configuration's defaults.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::Config;
+use crate::diagnostic::{Diagnostic, Severity, brief, nearest};
+use crate::snapshot::{Condition, Labels, Origin, Service};
+
+use super::inventory::{Container, Inventory, MountKind, Volume};
+use super::label::{self, ServiceWishes, Wishes};
+use super::{Keep, Mode, Settings, Subject};
+
+/// What of a node is saved, and what is not.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Survey {
+    /// By volume.
+    pub subjects: Vec<Subject>,
+    pub unprotected: Vec<Unprotected>,
+    pub findings: Vec<Diagnostic>,
+}
+
+/// Something with data in it that is not saved.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Unprotected {
+    /// `volume shop_data`, `directory /srv/data of service shop_web`.
+    pub what: String,
+    /// Why, and what to write to have it saved.
+    pub why: String,
+}
+
+const SWARM_SERVICE: &str = "com.docker.swarm.service.name";
+const STACK: &str = "com.docker.stack.namespace";
+const PROJECT: &str = "com.docker.compose.project";
+const COMPOSE_SERVICE: &str = "com.docker.compose.service";
+
+/// Looks through what a node has. `services` are those of the snapshot; a worker's engine knows none of the swarm's.
+pub fn survey(inventory: &Inventory, services: &[Service], config: &Config) -> Survey {
+    let mut survey = Survey::default();
+    let users = users(inventory, services, config, &mut survey.findings);
+    for volume in &inventory.volumes {
+        Reading { inventory, config, users: &users, volume }.read(&mut survey);
+    }
+    users.iter().for_each(|user| user.idle(&survey.subjects).into_iter().for_each(|finding| survey.findings.push(finding)));
+    directories(inventory, &users, &mut survey.unprotected);
+    if config.backup.targets.is_empty() && !survey.subjects.is_empty() {
+        let count = survey.subjects.len();
+        let message =
+            format!("nothing is saved: {count} volume{} to be, and there is no place for it", if count == 1 { " is" } else { "s are" });
+        let finding = Diagnostic::error("no-target", message).of("skep.toml");
+        survey.findings.push(finding.help("write targets = [\"/srv/backups\"] or [\"offsite=ssh://user@host/./skep\"] in [backup]"));
+    }
+    survey.subjects.sort_by(|one, other| one.volume.name.cmp(&other.volume.name));
+    survey.unprotected.sort();
+    survey.unprotected.dedup();
+    survey
+}
+
+/// A service, or a plain container, that uses volumes of this node.
+struct User {
+    name: String,
+    /// `service shop_web`, `container web`: in findings.
+    subject: String,
+    stack: Option<String>,
+    wishes: ServiceWishes,
+    /// One of a swarm: its containers are not ours to stop.
+    swarm: bool,
+    /// Names of the volumes that it mounts, here or by its description.
+    volumes: BTreeSet<String>,
+    /// Containers of this node, by their place in the inventory.
+    containers: Vec<usize>,
+    /// It has tasks, and none of them is here.
+    elsewhere: bool,
+}
+
+fn users(inventory: &Inventory, services: &[Service], config: &Config, findings: &mut Vec<Diagnostic>) -> Vec<User> {
+    let mut users: BTreeMap<(bool, String), User> = BTreeMap::new();
+    let mut unknown: BTreeSet<&str> = BTreeSet::new();
+    for service in services.iter().filter(|service| service.origin == Origin::Swarm && !service.volumes.is_empty()) {
+        let runs = |task: &crate::snapshot::Task| matches!(task.condition, Condition::Healthy | Condition::Starting | Condition::Unhealthy);
+        let mut user = User::new("service", &service.name, service.stack.clone().or_else(|| service.labels.get(STACK).cloned()), true);
+        user.understand(&service.labels, config, findings);
+        user.volumes = service.volumes.iter().cloned().collect();
+        user.elsewhere = service.tasks.iter().any(runs);
+        users.insert((true, service.name.clone()), user);
+    }
+    for (at, container) in inventory.containers.iter().enumerate() {
+        let service = container.service.as_ref().or_else(|| container.labels.get(SWARM_SERVICE));
+        let stack = container.stack.clone().or_else(|| [STACK, PROJECT].iter().find_map(|label| container.labels.get(*label).cloned()));
+        let name = service.map_or_else(|| plain_name(container), Clone::clone);
+        let user = users.entry((service.is_some(), name.clone())).or_insert_with(|| {
+            let kind = if service.is_some() { "service" } else { "container" };
+            let mut user = User::new(kind, &name, stack, service.is_some());
+            match service {
+                Some(service) => drop(unknown.insert(service.as_str())),
+                None => user.understand(&container.labels, config, findings),
+            }
+            user
+        });
+        user.elsewhere = false;
+        user.containers.push(at);
+        user.volumes.extend(container.mounts.iter().filter(|mount| mount.kind == MountKind::Volume).map(|mount| mount.source.clone()));
+    }
+    // What a service mounts nothing in has no say either.
+    unknown.retain(|name| users.get(&(true, (*name).to_owned())).is_some_and(|user| !user.volumes.is_empty()));
+    if !services.iter().any(|service| service.origin == Origin::Swarm) && !unknown.is_empty() {
+        findings.push(labels_unknown(&unknown));
+    }
+    users.into_values().collect()
+}
+
+/// Compose numbers the containers of a service, and gives them new names: their labels are one.
+fn plain_name(container: &Container) -> String {
+    match (container.labels.get(PROJECT), container.labels.get(COMPOSE_SERVICE)) {
+        (Some(project), Some(service)) => format!("{project}-{service}"),
+        _ => container.name.clone(),
+    }
+}
+
+fn labels_unknown(services: &BTreeSet<&str>) -> Diagnostic {
+    let some: Vec<String> = services.iter().take(3).map(|name| brief(name)).collect();
+    let more = if services.len() > some.len() { ", ..." } else { "" };
+    let message = format!("this engine does not tell the labels of services ({}{more}), as it is no manager of its swarm", some.join(", "));
+    Diagnostic::warning("service-labels-unknown", message)
+        .of("backups")
+        .help("label the volumes themselves, or run Skep on a manager: only labels of volumes count here")
+}
+
+impl User {
+    fn new(kind: &str, name: &str, stack: Option<String>, swarm: bool) -> User {
+        User {
+            name: name.to_owned(),
+            subject: format!("{kind} {name}"),
+            stack,
+            wishes: ServiceWishes::default(),
+            swarm,
+            volumes: BTreeSet::new(),
+            containers: Vec::new(),
+            elsewhere: false,
+        }
+    }
+
+    fn understand(&mut self, labels: &Labels, config: &Config, findings: &mut Vec<Diagnostic>) {
+        let (wishes, found) = label::of_service(labels, config.labels.sismics_auth);
+        self.wishes = wishes;
+        findings.extend(found.into_iter().map(|finding| finding.of(self.subject.clone())));
+    }
+
+    /// Does `written` name the volume, with or without the stack in front?
+    fn means(&self, written: &str, volume: &str) -> bool {
+        let rest = self.stack.as_ref().and_then(|stack| volume.strip_prefix(stack.as_str())?.strip_prefix('_'));
+        written == volume || rest == Some(written)
+    }
+
+    /// What it says of a volume: its words for that one over those for all.
+    fn wishes(&self, volume: &str) -> Wishes {
+        let own = self.wishes.volumes.iter().find(|(written, _)| self.means(written, volume));
+        let own = own.map(|(_, wishes)| wishes.clone()).unwrap_or_default();
+        own.over(self.wishes.all.clone())
+    }
+
+    /// Words of it that nothing comes of.
+    fn idle(&self, subjects: &[Subject]) -> Vec<Diagnostic> {
+        let mut findings = Vec::new();
+        for written in self.wishes.volumes.keys().filter(|written| !self.volumes.iter().any(|volume| self.means(written, volume))) {
+            let message = format!("`backup.volume.{}` is about a volume that it does not mount", brief(written));
+            let finding = Diagnostic::error("unknown-volume", message).of(self.subject.clone());
+            let short = |volume: &'_ String| {
+                self.stack.as_ref().and_then(|stack| Some(volume.strip_prefix(stack.as_str())?.strip_prefix('_')?.to_owned()))
+            };
+            let names: Vec<String> = self.volumes.iter().map(|volume| short(volume).unwrap_or_else(|| volume.clone())).collect();
+            findings.push(finding.help(match (nearest(written, names.iter().map(String::as_str)), names.as_slice()) {
+                (Some(near), _) => format!("did you mean `backup.volume.{near}`?"),
+                (None, []) => "it mounts no volume; remove the label".to_owned(),
+                (None, names) => {
+                    format!("it mounts {}", names.iter().take(5).map(|name| format!("`{}`", brief(name))).collect::<Vec<_>>().join(", "))
+                }
+            }));
+        }
+        let all = &self.wishes.all;
+        let saved = subjects.iter().any(|subject| self.volumes.contains(&subject.volume.name));
+        let (asks, says) = (all.enable == Some(true), !all.is_empty() && all.enable.is_none());
+        if self.elsewhere || saved {
+            return findings;
+        }
+        if asks {
+            let message = "it asks for backups, and mounts no named volume that could be saved here";
+            let help = "mount a named volume, as `data:/var/lib/app`; directories of the host and anonymous volumes are not saved";
+            findings.push(Diagnostic::warning("nothing-to-save", message).of(self.subject.clone()).help(help));
+        } else if says && self.wishes.volumes.values().all(|wishes| wishes.enable.is_none()) {
+            let message = "it says how it is to be saved, and not that it is";
+            findings.push(Diagnostic::warning("backup-not-enabled", message).of(self.subject.clone()).help("add `backup.enable: true`"));
+        }
+        findings
+    }
+}
+
+/// One volume, and all that has to do with it.
+struct Reading<'a> {
+    inventory: &'a Inventory,
+    config: &'a Config,
+    users: &'a [User],
+    volume: &'a Volume,
+}
+
+impl<'a> Reading<'a> {
+    fn read(&self, survey: &mut Survey) {
+        let volume = self.volume;
+        let subject = format!("volume {}", volume.name);
+        let (own, owner, found) = label::of_volume(&volume.labels);
+        let mut findings: Vec<Diagnostic> = found;
+        // The order of their names decides; the newest word would change with each update.
+        let users: Vec<&User> = self.users.iter().filter(|user| !user.elsewhere && user.volumes.contains(&volume.name)).collect();
+        let elsewhere: Vec<&User> = self.users.iter().filter(|user| user.elsewhere && user.volumes.contains(&volume.name)).collect();
+        let said: Vec<(&User, Wishes)> = users.iter().map(|user| (*user, user.wishes(&volume.name))).collect();
+        let asked = said.iter().any(|(_, wishes)| wishes.enable == Some(true));
+        let refused = said.iter().find(|(_, wishes)| wishes.enable == Some(false));
+        let wanted = asked || (refused.is_none() && own.enable == Some(true));
+        match self.unprotected(wanted, &own, refused.map(|(user, _)| *user), &users, &elsewhere) {
+            Some(why) => survey.unprotected.push(Unprotected { what: self.called(), why }),
+            None => {
+                let merged = self.merged(&said, own.clone(), &mut findings);
+                let owner = owner.or_else(|| users.iter().find_map(|user| user.wishes.owner.clone()));
+                survey.subjects.push(self.subject(merged, owner, &users, &mut findings));
+            }
+        }
+        if !wanted && !own.is_empty() && own.enable.is_none() && users.iter().all(|user| user.wishes.all.enable.is_none()) {
+            let finding = Diagnostic::warning("backup-not-enabled", "its labels say how it is to be saved, and not that it is");
+            findings.push(finding.help("add `backup.enable: true`"));
+        }
+        survey
+            .findings
+            .extend(findings.into_iter().map(|finding| if finding.subject.is_empty() { finding.of(subject.clone()) } else { finding }));
+    }
+
+    fn called(&self) -> String {
+        match self.volume.anonymous {
+            true => format!("anonymous volume {}", self.volume.name.chars().take(12).collect::<String>()),
+            false => format!("volume {}", self.volume.name),
+        }
+    }
+
+    /// Why the volume is not saved, if it is not.
+    fn unprotected(&self, wanted: bool, own: &Wishes, refused: Option<&User>, users: &[&User], elsewhere: &[&User]) -> Option<String> {
+        let volume = self.volume;
+        if volume.anonymous && own.enable != Some(true) {
+            return Some(match users.first() {
+                Some(user) => format!(
+                    "it has no name, and each new container of {} begins with an empty one: mount a named volume there, as `data:/path`",
+                    user.name
+                ),
+                None => "it has no name, and no container uses it".to_owned(),
+            });
+        }
+        if wanted && volume.driver != "local" && volume.path.as_os_str().is_empty() {
+            return Some(format!(
+                "its driver `{}` does not say where its files are, so they cannot be read from here",
+                brief(&volume.driver)
+            ));
+        }
+        if wanted {
+            return None;
+        }
+        let label = format!("write `backup.volume.{}.enable: true`", volume.name);
+        Some(match (refused, users, elsewhere) {
+            (Some(user), ..) => format!("{} says `backup.enable: false`", user.subject),
+            (None, [], []) if own.enable == Some(false) => "its label says `backup.enable: false`".to_owned(),
+            (None, [], []) => "no container uses it, and no label asks for it".to_owned(),
+            (None, [], [user, ..]) => format!("{} runs on another node: this is a copy that it left behind", user.subject),
+            (None, _, _) if own.enable == Some(false) => "its label says `backup.enable: false`".to_owned(),
+            (None, [user, ..], _) => {
+                format!("no label asks for it: write `backup.enable: true` on {}, or {label} for this one alone", user.subject)
+                    .replace("or write", "or")
+            }
+        })
+    }
+
+    /// What all services say, one after the other by name, over what the volume says.
+    fn merged(&self, said: &[(&User, Wishes)], own: Wishes, findings: &mut Vec<Diagnostic>) -> Wishes {
+        let mut merged = Wishes::default();
+        let mut first: Option<&User> = None;
+        for (user, wishes) in said.iter().filter(|(_, wishes)| !wishes.is_empty()) {
+            let mut rest = wishes.clone();
+            rest.enable = None;
+            if let Some(first) = first {
+                let both = merged.clone().over(rest.clone());
+                if both != rest.clone().over(merged.clone()) {
+                    let message =
+                        format!("{} and {} say different things about its backups; the first counts", first.subject, user.subject);
+                    findings.push(Diagnostic::warning("services-disagree", message).help("say it on one of them, or on the volume"));
+                }
+                merged = both;
+            } else {
+                merged = rest;
+                first = Some(user);
+            }
+        }
+        let [yes, no] = [Some(true), Some(false)].map(|wanted| said.iter().find(|(_, wishes)| wishes.enable == wanted));
+        if let (Some((yes, _)), Some((no, _))) = (yes, no) {
+            let message = format!("{} wants it saved and {} does not: it is saved", yes.subject, no.subject);
+            findings.push(Diagnostic::warning("services-disagree", message).help("say it on one of them"));
+        }
+        merged.over(own)
+    }
+
+    fn subject(&self, wishes: Wishes, owner: Option<String>, users: &[&'a User], findings: &mut Vec<Diagnostic>) -> Subject {
+        let volume = self.volume;
+        let containers: BTreeSet<usize> = users.iter().flat_map(|user| user.containers.iter().copied()).collect();
+        let containers: Vec<Container> = containers
+            .into_iter()
+            .map(|at| &self.inventory.containers[at])
+            .filter(|container| container.mount(&volume.name).is_some())
+            .cloned()
+            .collect();
+        let first = users.first();
+        let mut settings = self.settings(wishes);
+        if users.is_empty() {
+            findings.push(
+                Diagnostic::info("unused-volume", "no container uses it; it is saved as its label says")
+                    .help("remove it once nobody needs it"),
+            );
+        }
+        if let Some(user) = users.iter().find(|user| user.swarm).filter(|_| settings.mode == Mode::Stop) {
+            settings.mode = Mode::Pause;
+            let message = format!(
+                "{} is one of a swarm, which would start another task in place of a stopped one: its containers are paused",
+                user.subject
+            );
+            findings.push(Diagnostic::error("stop-in-swarm", message).help("write `backup.mode: pause`, or `backup.dump` for a database"));
+        }
+        let needs = match (&settings.mode, &settings.pre, &settings.post) {
+            (Mode::Dump(_), ..) => Some("the dump"),
+            (_, Some(_), _) | (_, _, Some(_)) => Some("its commands"),
+            _ => None,
+        };
+        if let Some(needs) = needs.filter(|_| !containers.iter().any(Container::is_running)) {
+            let message = format!("no running container mounts it, so that {needs} cannot be made: runs fail until one does");
+            findings.push(Diagnostic::new(Severity::Warning, "nobody-to-ask", message).help("start the service, or remove the label"));
+        }
+        if let Some(kind) = network_kind(volume) {
+            let message = format!("its files are on a server ({kind}): each node that has it saves all of them");
+            findings
+                .push(Diagnostic::info("shared-volume", message).help("label it on one node only, until shared volumes are saved once"));
+        }
+        Subject {
+            volume: volume.clone(),
+            node: self.inventory.node.clone(),
+            service: first.map(|user| user.name.clone()),
+            stack: first
+                .and_then(|user| user.stack.clone())
+                .or_else(|| [STACK, PROJECT].iter().find_map(|label| volume.labels.get(*label).cloned())),
+            owner,
+            settings,
+            containers,
+        }
+    }
+
+    fn settings(&self, wishes: Wishes) -> Settings {
+        let defaults = &self.config.backup;
+        let mode = match defaults.mode.as_str() {
+            "pause" => Mode::Pause,
+            "stop" => Mode::Stop,
+            _ => Mode::Hot,
+        };
+        Settings {
+            schedule: wishes.schedule.unwrap_or_else(|| defaults.schedule.clone()),
+            // The configuration was read with the same grammar.
+            keep: wishes.keep.or_else(|| Keep::parse(&defaults.keep).ok()).unwrap_or(Keep {
+                daily: 7,
+                weekly: 4,
+                monthly: 36,
+                ..Keep::default()
+            }),
+            exclude: wishes.exclude.unwrap_or_else(|| defaults.exclude.clone()),
+            mode: wishes.mode.unwrap_or(mode),
+            pre: wishes.pre,
+            post: wishes.post,
+            timeout: wishes.timeout.unwrap_or(defaults.timeout),
+            on_error: wishes.on_error.unwrap_or_default(),
+        }
+    }
+}
+
+/// What kind of server a volume's files are on, if they are.
+fn network_kind(volume: &Volume) -> Option<&str> {
+    let kind = volume.options.get("type")?.as_str();
+    ["nfs", "nfs4", "cifs", "smb3", "smbfs"].contains(&kind).then_some(kind)
+}
+
+/// Directories of the host that services write to which ask for backups: those are not saved.
+fn directories(inventory: &Inventory, users: &[User], unprotected: &mut Vec<Unprotected>) {
+    let asks = |user: &&User| user.wishes.all.enable == Some(true);
+    for user in users.iter().filter(asks) {
+        for mount in user.containers.iter().flat_map(|at| &inventory.containers[*at].mounts) {
+            // Sockets are no data.
+            if mount.kind == MountKind::Bind && mount.writable && !mount.source.ends_with(".sock") {
+                let what = format!("directory {} of {}", mount.source, user.subject);
+                let why = format!("directories of the host are not saved: mount a named volume at {}", mount.destination.display());
+                unprotected.push(Unprotected { what, why });
+            }
+        }
+    }
+}
