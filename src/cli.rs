@@ -1,6 +1,7 @@
 //! The command line: what can be asked of Skep, one file a command.
 //! Results go to standard output, notes to standard error; the exit code says 0 fine, 1 something is wrong, 2 could not look.
 
+mod archives;
 mod ask;
 mod backup;
 mod bar;
@@ -9,13 +10,18 @@ mod check;
 mod compare;
 mod completions;
 mod demo;
+mod drill;
 mod explain;
+mod extract;
 mod file;
 mod guard;
 mod health;
+mod key;
 mod labels;
 mod meaning;
 mod output;
+mod repositories;
+mod restore;
 mod routes;
 mod run;
 mod settings;

@@ -53,6 +53,12 @@ pub fn of_volume<'a>(archives: &'a [Archive], volume: Option<&str>) -> Vec<&'a A
     found
 }
 
+/// How a volume and a node are written in names of archives, which know fewer characters.
+pub fn written(volume: &str, node: &str) -> (String, String) {
+    let parsed = archive::parse(&archive::name(volume, node, Timestamp::UNIX_EPOCH));
+    parsed.map_or_else(|| (volume.to_owned(), node.to_owned()), |parsed| (parsed.volume, parsed.node))
+}
+
 /// The archive that is meant. One that is asked for by name may be anybody's, and unproven.
 ///
 /// # Errors

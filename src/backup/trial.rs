@@ -113,8 +113,9 @@ impl Trial<'_> {
     async fn compare(&self, volume: &str, reader: &Reader, scratch: &Scratch, run: &mut Run) -> Result<(), String> {
         self.phase(format!("looking for the newest archive of {volume}"));
         let archives = reader.archives(self.stop).await.map_err(|failure| failure.to_string())?;
-        let own: Vec<_> = archives.into_iter().filter(|archive| archive.node.as_deref() == Some(self.node)).collect();
-        let archive = listing::choose(&own, Some(volume), &Choice::Latest).map_err(|finding| finding.message)?.name.clone();
+        let (written, node) = listing::written(volume, self.node);
+        let own: Vec<_> = archives.into_iter().filter(|archive| archive.node.as_ref() == Some(&node)).collect();
+        let archive = listing::choose(&own, Some(&written), &Choice::Latest).map_err(|finding| finding.message)?.name.clone();
         run.archive = Some(archive.clone());
 
         self.phase(format!("reading the list of {archive}"));
