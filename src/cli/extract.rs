@@ -1,5 +1,6 @@
 //! `skep backup extract`, `mount` and `umount`: files out of archives, one by one or as a directory to look around in.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
@@ -92,7 +93,8 @@ async fn to_stdout(chosen: &Chosen<'_>, paths: &[String], stop: &CancellationTok
             return Err(Failure::said("name one file"));
         }
     }
-    reader.file(archive, path, &mut tokio::io::stdout(), stop).await.map_err(said)?;
+    let out = std::io::stdout().as_fd().try_clone_to_owned().map_err(Failure::said)?;
+    reader.file(archive, path, &mut tokio::fs::File::from_std(out.into()), stop).await.map_err(said)?;
     Ok(Verdict::Fine)
 }
 
