@@ -225,7 +225,8 @@ impl Borg {
             let listening = said.listen(stderr, sink);
             tokio::pin!(feeding, reading, listening);
             let mut open = (true, true, true);
-            while open != (false, false, false) {
+            // Once borg says nothing more, it is gone, and nobody waits for what it was to be fed with.
+            while open.1 || open.2 {
                 tokio::select! {
                     done = &mut feeding, if open.0 => {
                         open.0 = false;
@@ -250,6 +251,10 @@ impl Borg {
             () = stop.cancelled() => Some(Failure::new(Kind::Stopped, "it was told to stop")),
             () = sleep(limit) => Some(Failure::new(Kind::Timeout, format!("it took longer than {} s", limit.as_secs()))),
         };
+        if interrupted.is_some() || fed.is_err() || read.is_err() {
+            // A borg that waits until somebody reads its answer hears no signal.
+            drop(stdout);
+        }
         if let Some(failure) = interrupted {
             end(&mut child).await;
             return Err(failure);
@@ -264,7 +269,7 @@ impl Borg {
             return Err(Failure::new(Kind::Other, reason));
         }
         let status = child.wait().await.map_err(|error| Failure::new(Kind::Other, format!("borg's end was not seen: {error}")))?;
-        report::ended(status.code(), &said.messages)?;
+        report::ended(status.code(), &said.messages, command.is_check)?;
         Ok(said.output())
     }
 

@@ -1,4 +1,4 @@
-//! `[backup]`: where volumes are saved to, when, and what is kept. `[notify]`: who hears how that went.
+//! `[backup]`: where volumes are saved to, when, and what is kept.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -86,35 +86,6 @@ pub struct Target {
     pub location: String,
 }
 
-/// Who hears of what needs somebody.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notify {
-    /// URLs that get generic JSON, in Slack's and Mattermost's form, and topics of ntfy. As they are secrets, a file may hold them:
-    /// `file:/run/secrets/hook`.
-    pub webhooks: Vec<String>,
-    pub slack: Vec<String>,
-    pub ntfy: Vec<String>,
-    /// `smtps://user@host:465`, `smtp://host:25`; with STARTTLS where the server has it, always with a user.
-    pub smtp: Option<String>,
-    pub smtp_password_file: Option<PathBuf>,
-    pub mail_from: Option<String>,
-    pub mail_to: Vec<String>,
-    /// Told from this on: failures only, warnings too, or successes too.
-    pub level: Level,
-    /// Base URLs of a healthchecks-style service: `/start`, nothing and `/fail` are added.
-    pub ping: Vec<String>,
-    /// What has not changed is told again so often.
-    pub repeat: Duration,
-}
-
-/// From which weight on something is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    Success,
-    Warning,
-    Error,
-}
-
 impl Default for Backup {
     fn default() -> Backup {
         const HOUR: Duration = Duration::from_secs(3600);
@@ -154,23 +125,6 @@ impl Default for Backup {
             ssh_key: None,
             ssh_known_hosts: None,
             borg: "borg".to_owned(),
-        }
-    }
-}
-
-impl Default for Notify {
-    fn default() -> Notify {
-        Notify {
-            webhooks: Vec::new(),
-            slack: Vec::new(),
-            ntfy: Vec::new(),
-            smtp: None,
-            smtp_password_file: None,
-            mail_from: None,
-            mail_to: Vec::new(),
-            level: Level::Warning,
-            ping: Vec::new(),
-            repeat: Duration::from_secs(24 * 3600),
         }
     }
 }
