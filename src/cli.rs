@@ -1,6 +1,7 @@
 //! The command line: what can be asked of Skep, one file a command.
 //! Results go to standard output, notes to standard error; the exit code says 0 fine, 1 something is wrong, 2 could not look.
 
+mod archives;
 mod ask;
 mod backup;
 mod bar;
@@ -10,13 +11,18 @@ mod compare;
 mod completions;
 mod demo;
 mod desk;
+mod drill;
 mod explain;
+mod extract;
 mod file;
 mod guard;
 mod health;
+mod key;
 mod labels;
 mod meaning;
 mod output;
+mod repositories;
+mod restore;
 mod routes;
 mod run;
 mod saving;

@@ -1,6 +1,6 @@
 //! `skep backup`: what is saved of the volumes of this node, and how that goes.
 
-use super::{Outcome, guard, saving, tether};
+use super::{Outcome, archives, drill, extract, guard, key, restore, saving, tether};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -10,6 +10,26 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
+    /// Which archives there are
+    List(archives::ListArgs),
+    /// What an archive was, and its files
+    Show(archives::ShowArgs),
+    /// What differs between two archives
+    Diff(archives::DiffArgs),
+    /// Take files out of an archive
+    Extract(extract::ExtractArgs),
+    /// A volume as it was: in place, as a new one, or into a directory
+    Restore(Box<restore::Args>),
+    /// Show an archive as a directory
+    Mount(extract::MountArgs),
+    /// Take a mounted archive away
+    Umount(extract::UmountArgs),
+    /// Restore the newest archives on trial
+    Drill(drill::DrillArgs),
+    /// Are the repositories whole?
+    Check(drill::CheckArgs),
+    /// Keep what opens the repositories in another place
+    Key(key::Args),
     /// How the backups of this node stand
     Status(saving::StatusArgs),
     /// What will be done and when, and what is not protected
@@ -26,6 +46,16 @@ enum What {
 
 pub(super) fn run(args: Args) -> Outcome {
     match args.what {
+        What::List(args) => archives::list(&args),
+        What::Show(args) => archives::show(&args),
+        What::Diff(args) => archives::diff(&args),
+        What::Extract(args) => extract::extract(&args),
+        What::Restore(args) => restore::run(&args),
+        What::Mount(args) => extract::mount(&args),
+        What::Umount(args) => extract::umount(&args),
+        What::Drill(args) => drill::drill(&args),
+        What::Check(args) => drill::check(&args),
+        What::Key(args) => key::run(&args),
         What::Status(args) => saving::status(&args),
         What::Plan(args) => saving::plan(&args),
         What::Run(args) => saving::run(&args),
