@@ -144,7 +144,8 @@ impl Trial<'_> {
         let count = apart(move || placing::count(&directory)).await?.map_err(|error| format!("{place}: {error}"))?;
 
         self.phase(format!("comparing {} files of {archive}", sample.paths.len()));
-        let database = comment.as_ref().and_then(Comment::database).filter(|database| dumps.iter().any(|path| path == dump::name(database)));
+        let database =
+            comment.as_ref().and_then(Comment::database).filter(|database| dumps.iter().any(|path| path == dump::name(database)));
         let evidence = Evidence {
             found: Found { named: count.named, symlinks: count.symlinks, bytes: count.bytes },
             hashed: self.hashed(reader, &archive, sample, &scratch.place).await?,
@@ -258,7 +259,10 @@ async fn loaded(engine: &Engine, container: &str, how: &dump::Load, path: &Path,
         if matches!(ended, Ok((_, 0))) {
             break;
         }
-        if stop.is_cancelled() || tokio::time::Instant::now() > until || !matches!(engine.state(container).await, Ok(Some(state)) if state == "running") {
+        if stop.is_cancelled()
+            || tokio::time::Instant::now() > until
+            || !matches!(engine.state(container).await, Ok(Some(state)) if state == "running")
+        {
             let log = engine.logs(container, 5).await.unwrap_or_default();
             return Load::Failed(format!("the database does not answer in a fresh container: {}", log.trim()));
         }

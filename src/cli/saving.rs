@@ -9,6 +9,7 @@ use indicatif::{HumanBytes, HumanCount, HumanDuration};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use crate::backup::engine::Engine;
 use crate::backup::plan::repository;
 use crate::backup::standing::{Facts, Report, Standing, State, long, standing};
 use crate::backup::step::steps;
@@ -153,7 +154,10 @@ async fn one(desk: &Desk, runner: &crate::backup::runner::Runner, job: &Job, sto
     }
     let run = match (job.task, subject) {
         (Task::Save, Some(subject)) => runner.save(job, subject, &sink, stop).await,
-        (Task::Drill, Some(subject)) => trial::drill(runner, job, subject, &sink, stop).await,
+        (Task::Drill, Some(subject)) => {
+            let engine = Engine::connect(&desk.config.docker).await.ok();
+            trial::drill(runner, engine.as_ref(), job, &subject.node, &sink, stop).await
+        }
 
         (Task::Save | Task::Drill, None) => return Err(Failure::said(format!("the volume {:?} is gone", job.volume))),
         _ => runner.check(job, &sink, stop).await,

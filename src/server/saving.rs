@@ -60,7 +60,8 @@ impl Standing {
         let mut report = known.report.clone();
         for (job, progress) in &known.under_way {
             let now = progress.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let is_its = |standing: &&mut standing::Standing| job.volume.as_ref() == Some(&standing.volume) && job.target == standing.target;
+            let is_its =
+                |standing: &&mut standing::Standing| job.volume.as_ref() == Some(&standing.volume) && job.target == standing.target;
             if let Some(standing) = report.volumes.iter_mut().find(is_its) {
                 standing.doing = Some(Doing { task: job.task, progress: now });
             }
@@ -89,6 +90,8 @@ pub struct Saving {
     findings: String,
     /// The trouble that was logged, until it is over.
     trouble: Option<String>,
+    /// Held by the one process that saves.
+    duty: Option<File>,
     /// Ends what is under way.
     stop: CancellationToken,
 }
@@ -126,6 +129,7 @@ impl Saving {
             told: Told::default(),
             findings: String::new(),
             trouble: None,
+            duty: None,
             stop: CancellationToken::new(),
         })
     }
@@ -136,16 +140,15 @@ impl Saving {
     }
 
     /// Works until `stopping` turns true; then ends what is under way, which brings its applications back.
-    pub async fn run(mut self, mut swapped: watch::Receiver<()>, mut stopping: watch::Receiver<bool>) {
+    pub async fn run(mut self, mut stopping: watch::Receiver<bool>) {
         let ends = async move {
             // An error means that the sender is gone: whoever would have told us has ended.
             _ = stopping.wait_for(|stop| *stop).await;
         };
-        let duty = tokio::select! {
-            () = ends => None,
-            duty = self.work(&mut swapped) => Some(duty),
-        };
-        drop(duty);
+        tokio::select! {
+            () = ends => {}
+            () = self.work() => {}
+        }
         self.stop.cancel();
         while let Some(done) = self.tasks.join_next_with_id().await {
             self.ended(done);
@@ -155,8 +158,8 @@ impl Saving {
         }
     }
 
-    async fn work(&mut self, swapped: &mut watch::Receiver<()>) {
-        let _duty = self.duty().await;
+    async fn work(&mut self) {
+        self.duty = Some(self.duty().await);
         let shelf = self.shelf().await;
         match store::read::<Told>(&*self.store, TOLD).await {
             Ok(Some((told, _))) => self.told = told,
@@ -172,21 +175,20 @@ impl Saving {
             let rest = self.look(&shelf).await.max(SHORTEST_REST);
             tokio::select! {
                 Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.ended(done),
-                Ok(()) = swapped.changed() => {}
                 () = tokio::time::sleep(rest) => {}
             }
         }
     }
 
     /// Waits until no other process of this node has it.
-    async fn duty(&mut self) -> Option<File> {
+    async fn duty(&mut self) -> File {
         let directory = self.state.join("backup");
         let path = directory.join("duty");
         loop {
             match lock(&directory, &path) {
                 Ok(Some(file)) => {
                     self.fine();
-                    return Some(file);
+                    return file;
                 }
                 Ok(None) => {
                     if self.trouble.replace("another".to_owned()).is_none() {
@@ -265,7 +267,8 @@ impl Saving {
 
     async fn begin(&mut self, job: Job, shelf: &Shelf) {
         let Some(runner) = self.runner(shelf).await else { return self.cannot(job, shelf).await };
-        let subject = job.volume.as_ref().and_then(|name| self.survey.subjects.iter().find(|subject| subject.volume.name == *name)).cloned();
+        let subject =
+            job.volume.as_ref().and_then(|name| self.survey.subjects.iter().find(|subject| subject.volume.name == *name)).cloned();
         let progress = Arc::<Mutex<Option<Progress>>>::default();
         let shown = progress.clone();
         let sink: Sink = Arc::new(move |now| *shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(now));
@@ -335,8 +338,7 @@ impl Saving {
     }
 
     async fn publish(&mut self, remembered: &Remembered) {
-        let under_way: Vec<(Job, Option<Progress>)> =
-            self.under_way.iter().map(|under_way| (under_way.job.clone(), None)).collect();
+        let under_way: Vec<(Job, Option<Progress>)> = self.under_way.iter().map(|under_way| (under_way.job.clone(), None)).collect();
         let free = self.free().await;
         let now = Timestamp::now();
         let report = standing(&Facts {
@@ -391,13 +393,17 @@ impl Saving {
 
     fn trouble(&mut self, why: String) {
         if self.trouble.as_ref() != Some(&why) {
-            tracing::error!("backups: {why}");
+            match self.config.backup.targets.is_empty() {
+                // Nothing is to be saved: then it is at most a label that is not seen.
+                true => tracing::debug!("backups: {why}"),
+                false => tracing::error!("backups: {why}"),
+            }
             self.trouble = Some(why);
         }
     }
 
     fn fine(&mut self) {
-        if self.trouble.take().is_some() {
+        if self.trouble.take().is_some() && !self.config.backup.targets.is_empty() {
             tracing::info!("backups: what was in the way is over");
         }
     }
@@ -406,7 +412,11 @@ impl Saving {
 async fn carry_out(runner: &Runner, job: &Job, subject: Option<&Subject>, sink: &Sink, stop: &CancellationToken) -> Run {
     match (job.task, subject) {
         (Task::Save, Some(subject)) => runner.save(job, subject, sink, stop).await,
-        (Task::Drill, Some(subject)) => trial::drill(runner, job, subject, sink, stop).await,
+        (Task::Drill, Some(subject)) => {
+            // Without an engine a dump is only looked at.
+            let engine = Engine::connect(&runner.docker).await.ok();
+            trial::drill(runner, engine.as_ref(), job, &subject.node, sink, stop).await
+        }
         (Task::Save | Task::Drill, None) => Run::failed(job, Timestamp::now(), "the volume is gone".to_owned()),
         _ => runner.check(job, sink, stop).await,
     }
