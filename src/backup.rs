@@ -327,6 +327,9 @@ pub enum Progress {
 pub type Sink = std::sync::Arc<dyn Fn(Progress) + Send + Sync>;
 
 #[cfg(test)]
+mod years;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
