@@ -487,7 +487,7 @@ async fn a_volume_is_saved_while_it_is_used() {
     saving.subject.settings.on_error = OnError::Continue;
     let warned = saving.run().await;
     assert_eq!(warned.verdict, Verdict::Warning, "{warned:?}");
-    assert_eq!(saving.archives().await.len(), 1, "of one day the last is kept");
+    assert_eq!(saving.archives().await.len(), 2, "of one day the last is kept, and the first of all as long as there are few");
     let runs = saving.runner.shelf.runs().await.unwrap();
     assert_eq!(runs[&saving.job.key()].runs.len(), 3);
     saving.is_quiet().await;
@@ -917,4 +917,57 @@ async fn other_databases_say_it_too() {
     let extracted = saving.extracted(run.archive.as_deref().unwrap()).await;
     assert_eq!(std::fs::metadata(extracted.path().join("dump/custom")).unwrap().len(), 3_000_000);
     assert!(extracted.path().join("app.db").exists() && extracted.path().join("upload.bin").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mariadb_says_it_with_its_password_in_a_file() {
+    let Some(mut place) = Place::new().await else { return };
+    if !Path::new("/usr/sbin/mariadbd").exists() {
+        assert!(std::env::var("CI").is_err(), "no mariadbd: install mariadb-server-core and mariadb-client");
+        return eprintln!("SKIPPED: no mariadbd on this machine");
+    }
+    let image = place.image("mariadb");
+    let (volume, path) = place.volume();
+    let options = ["-v", &format!("{volume}:/var/lib/mysql"), "-e", "MYSQL_ROOT_PASSWORD=it's \"secret\""];
+    let id = place.container(&image, &options, &[]);
+    let client = r#"MYSQL_PWD=$MYSQL_ROOT_PASSWORD exec mariadb -uroot -e "CREATE DATABASE IF NOT EXISTS shop; CREATE OR REPLACE TABLE shop.wares (name text); INSERT INTO shop.wares VALUES ('honey')""#;
+    place.said(&id, &["sh", "-c", client]).await;
+    for database in [Database::Mariadb, Database::Mysql] {
+        let name = dump::name(&database);
+        let saving = Saving::new(&place, &volume, &path, Mode::Dump(database)).await;
+        let run = saving.run().await;
+        assert_eq!(run.verdict, Verdict::Good, "{run:?}");
+        let extracted = saving.extracted(run.archive.as_deref().unwrap()).await;
+        let text = std::fs::read_to_string(extracted.path().join(name)).unwrap();
+        assert!(text.contains("'honey'") && std::fs::read_dir(extracted.path()).unwrap().count() == 1);
+    }
+    // The password by a file, as a secret of Swarm is; and a wrong one.
+    place.said(&id, &["sh", "-c", "printf %s \"$MYSQL_ROOT_PASSWORD\" >/tmp/secret"]).await;
+    let script = dump::command(&Database::Mariadb, Path::new("/var/lib/mysql"))[2].clone();
+    let run = async |prefix: &str| {
+        let words = ["sh", "-c", &format!("{prefix}\n{script}")].map(str::to_owned);
+        place.engine.exec(&id, &words, None).await.unwrap().collect(1 << 20).await.unwrap()
+    };
+    let (output, ended) = run("unset MYSQL_ROOT_PASSWORD; export MYSQL_ROOT_PASSWORD_FILE=/tmp/secret").await;
+    assert!(ended.code == 0 && String::from_utf8_lossy(&output).contains("-- Dump completed"), "{ended:?}");
+    let (_, ended) = run("export MYSQL_ROOT_PASSWORD=wrong").await;
+    assert!(ended.code != 0 && ended.complaint.contains("Access denied"), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_would_be_done_is_told_and_not_done() {
+    let Some(mut place) = Place::new().await else { return };
+    let (volume, path) = place.volume();
+    let saving = Saving::new(&place, &volume, &path, Mode::Hot).await;
+    let text: Vec<String> = saving
+        .runner
+        .outline(&saving.job, Some(&saving.subject))
+        .into_iter()
+        .map(|(step, command)| format!("{step}\n  {}", command.map(|command| command.to_string()).unwrap_or_default()))
+        .collect();
+    let text = text.join("\n");
+    for part in ["save the volume's files\n  cd ", ".unproven .", "BORG_PASSCOMMAND=", "prune --keep-daily=7", "\nfree the space"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!saving.runner.state.join("backup/passphrase").exists() && !Path::new(&saving.job.repository.location).exists());
 }
