@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::backup::borg::Borg;
+use crate::backup::borg::{Borg, OURSELVES};
 use crate::backup::engine::Engine;
 use crate::backup::plan::{Held, Scene, held, plan};
 use crate::backup::runner::Runner;
@@ -63,7 +63,7 @@ impl Desk {
     /// borg is not there.
     pub async fn runner(&self) -> Result<Runner, Failure> {
         let borg = Borg::find(&self.config.backup, &self.state).await.map_err(Failure::said)?;
-        let program = std::env::current_exe().map_err(Failure::said)?;
+        let program = PathBuf::from(OURSELVES);
         Ok(Runner {
             config: self.config.backup.clone(),
             docker: self.config.docker.clone(),

@@ -48,7 +48,9 @@ impl ConfigFile {
 
     /// The same for a command that starts: warnings are told at once.
     pub fn read_aloud(&self) -> Result<Config, Failure> {
-        let (config, findings) = self.read().map_err(Failure::Findings)?;
+        let (config, mut findings) = self.read().map_err(Failure::Findings)?;
+        // What is merely worth knowing is for whoever starts the edge, not for each command beside it.
+        findings.retain(|finding| finding.severity != Severity::Info);
         if !findings.is_empty() {
             output::note(render(&findings, output::color_on_stderr()).trim_end());
         }

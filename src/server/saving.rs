@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{self, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::backup::borg::Borg;
+use crate::backup::borg::{Borg, OURSELVES};
 use crate::backup::courier::{Counts, Courier};
 use crate::backup::engine::Engine;
 use crate::backup::notice::{Told, notices};
@@ -306,7 +306,7 @@ impl Saving {
                 Err(failure) => self.trouble(failure.to_string()),
             }
         }
-        let program = std::env::current_exe().ok()?;
+        let program = PathBuf::from(OURSELVES);
         Some(Runner {
             config: self.config.backup.clone(),
             docker: self.config.docker.clone(),
