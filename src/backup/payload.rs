@@ -73,7 +73,7 @@ pub fn generic(notice: &Notice, lost: u64) -> Value {
         "target": notice.target,
         "at": notice.at,
         "title": line(&notice.title, LONGEST_TITLE),
-        "help": notice.help,
+        "help": tidy(&notice.help),
         "repeated": notice.repeated,
         "about": notice.about.iter().map(about).collect::<Vec<_>>(),
         "more": notice.more,
@@ -103,7 +103,7 @@ pub fn slack(notice: &Notice, lost: u64) -> Value {
         })
         .collect();
     lines.extend(unlisted(notice, CHAT_LINES));
-    lines.extend((!notice.help.is_empty()).then(|| quoted(&notice.help)));
+    lines.extend((!notice.help.is_empty()).then(|| quoted(&tidy(&notice.help))));
     lines.extend(missed(lost));
     let mut fields = vec![json!({ "title": "Node", "value": code(&notice.node), "short": true })];
     fields.extend(notice.target.as_ref().map(|target| json!({ "title": "Target", "value": code(target), "short": true })));
@@ -182,7 +182,7 @@ fn text(notice: &Notice, lost: u64, most: usize) -> String {
         lines.push(format!("- {}{message}{}", line(named, LONGEST), last_success(notice, about)));
     }
     lines.extend(unlisted(notice, most));
-    lines.extend((!notice.help.is_empty()).then(|| format!("\n{}", notice.help)));
+    lines.extend((!notice.help.is_empty()).then(|| format!("\n{}", tidy(&notice.help))));
     lines.extend(missed(lost).map(|text| format!("\n{text}")));
     lines.join("\n") + "\n"
 }

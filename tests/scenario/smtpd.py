@@ -27,14 +27,15 @@ def keep(name, what):
 class Handler:
     async def handle_DATA(self, server, session, envelope):
         text = envelope.content.decode("utf-8", "surrogateescape")
-        keep("mails", {"from": envelope.mail_from, "to": envelope.rcpt_tos, "text": text, "tls": session.ssl is not None})
+        tls = session.ssl is not None or mode == "submissions"
+        keep("mails", {"from": envelope.mail_from, "to": envelope.rcpt_tos, "text": text, "tls": tls})
         return "250 OK"
 
 
 def authenticate(server, session, envelope, mechanism, data):
     assert isinstance(data, LoginPassword)
     keep("credentials", [data.login.decode(), data.password.decode()])
-    return AuthResult(success=(data.login, data.password) == (b"ops@example.com", b"mail-s3cret"))
+    return AuthResult(success=(data.login, data.password) == (b"ops@example.com", b"mail-s3cret"), handled=False)
 
 
 options = {"hostname": "127.0.0.1", "port": port}
