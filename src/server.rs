@@ -329,6 +329,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
             certificates: certifier.ledger(),
             store: store.clone(),
             gate,
+            backups: Box::new(|| None),
             connections: connections.clone(),
             admission: admission.clone(),
             runtimes: workers.runtimes().chain([tokio::runtime::Handle::current().metrics()]).collect(),
