@@ -111,7 +111,7 @@ impl Runner {
         tracing::info!(run = id, volume = what, target = job.target, "a backup's work begins: {:?}", job.task);
         // What died here before may hold containers and locks.
         self.recover().await;
-        match self.begin(&id, job, subject, limit, sink, stop).await {
+        match self.begin(&id, job, subject, limit, (sink, stop)).await {
             Ok(mut work) => {
                 let judgement = work.carry_out(subject).await;
                 let (journal, account) = work.end();
@@ -146,8 +146,7 @@ impl Runner {
         job: &'a Job,
         subject: Option<&'a Subject>,
         limit: Duration,
-        sink: &'a Sink,
-        stop: &'a CancellationToken,
+        (sink, stop): (&'a Sink, &'a CancellationToken),
     ) -> Result<Work<'a>, String> {
         let until = Instant::now() + limit;
         let vault = Vault::open(self, id, job, subject, (sink, stop), until)?;
