@@ -76,7 +76,7 @@ struct User {
 fn users(inventory: &Inventory, services: &[Service], config: &Config, findings: &mut Vec<Diagnostic>) -> Vec<User> {
     let mut users: BTreeMap<(bool, String), User> = BTreeMap::new();
     let mut unknown: BTreeSet<&str> = BTreeSet::new();
-    for service in services.iter().filter(|service| service.origin == Origin::Swarm && !service.volumes.is_empty()) {
+    for service in services.iter().filter(|service| service.origin == Origin::Swarm) {
         let runs = |task: &crate::snapshot::Task| matches!(task.condition, Condition::Healthy | Condition::Starting | Condition::Unhealthy);
         let mut user = User::new("service", &service.name, service.stack.clone().or_else(|| service.labels.get(STACK).cloned()), true);
         user.understand(&service.labels, config, findings);
@@ -555,6 +555,11 @@ mod tests {
             assert!(one.0 == what && one.1.contains(why), "{one:?}: {what}: {why}");
         }
         assert_eq!((said.len(), codes(&seen)), (7, vec!["nothing-to-save"]));
+        // A service without named volumes is asked for its directories, too.
+        let mut task = container("shop_web.1", Some("shop_web"), &[], &[]);
+        task.mounts.push(bind("/srv/web", true));
+        let seen = look(vec![], vec![task], &[service("shop_web", &[], &[YES])]);
+        assert_eq!((seen.unprotected[0].what.as_str(), codes(&seen)), ("directory /srv/web of service shop_web", vec!["nothing-to-save"]));
         // With its service scaled to nothing, the volume is where it was.
         inventory.retain(|volume| volume.name == "shop_data");
         let seen = look(inventory, vec![], &[service("shop_db", &["shop_data"], &[YES])]);

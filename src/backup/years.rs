@@ -276,7 +276,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 18, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 14, max_shrink_iters: 40, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_volumes_are_saved_when_they_can_be(
