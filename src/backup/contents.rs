@@ -115,7 +115,8 @@ impl Contents {
         } else if entry.kind == Kind::Symlink && self.folders.contains(entry.path) {
             // borg gives directories their owners and modes last, by their paths.
             "is a directory first and then a symbolic link".to_owned()
-        } else if entry.kind == Kind::HardLink && !(is_local(entry.source) && ancestors(entry.source).all(|place| !self.links.contains(place)))
+        } else if entry.kind == Kind::HardLink
+            && !(is_local(entry.source) && ancestors(entry.source).all(|place| !self.links.contains(place)))
         {
             format!("is a hard link to `{}`", brief(entry.source))
         } else {
@@ -143,7 +144,9 @@ impl Contents {
     pub fn check(&self) -> Result<(), Diagnostic> {
         if let [first, ..] = &self.hostile[..] {
             let finding = Diagnostic::error("hostile-archive", format!("the archive would write outside of its directory: {first}"));
-            return Err(finding.help("nothing was written; borg does not make such archives of a volume: ask who did, and take single files with --stdout"));
+            return Err(finding.help(
+                "nothing was written; borg does not make such archives of a volume: ask who did, and take single files with --stdout",
+            ));
         }
         let Some(missing) = self.wanted.iter().find(|wanted| wanted.found.is_none()) else { return Ok(()) };
         let finding = Diagnostic::error("no-such-file", format!("there is no `{}` in the archive", brief(&missing.path)));

@@ -108,12 +108,8 @@ pub fn judge(contents: &Contents, evidence: &Evidence) -> (Verdict, String) {
     differs("bytes", contents.bytes, evidence.found.bytes);
     wrong.extend(evidence.hashed.iter().filter_map(differing));
     wrong.extend(super::restore::losses(&evidence.warnings).iter().map(ToString::to_string));
-    let mut said = vec![format!(
-        "{} files, {}, {} of them compared",
-        evidence.found.named,
-        size(evidence.found.bytes),
-        evidence.hashed.len()
-    )];
+    let mut said =
+        vec![format!("{} files, {}, {} of them compared", evidence.found.named, size(evidence.found.bytes), evidence.hashed.len())];
     let mut doubts = Vec::new();
     if let Some(dump) = &evidence.dump {
         let title = super::dump::title(&dump.database);

@@ -89,7 +89,8 @@ fn none(archives: &[Archive], volume: Option<&str>, choice: &Choice, own: &[&Arc
     }
     let missing = Diagnostic::error("no-archive", format!("there is no archive{of} in the repository"));
     if let Some(unproven) = own.last() {
-        return missing.help(format!("there is {}, whose run did not end well; name it if you want it all the same", shown(&unproven.name)));
+        return missing
+            .help(format!("there is {}, whose run did not end well; name it if you want it all the same", shown(&unproven.name)));
     }
     match volume {
         Some(volume) => missing.help(instead(nearest(volume, archives.iter().filter_map(|archive| archive.volume.as_deref())))),
@@ -117,7 +118,12 @@ pub fn clock(at: Timestamp) -> String {
 /// It is none of them, as a sentence.
 pub fn moment(text: &str, now: Timestamp, zone: &TimeZone) -> Result<Timestamp, String> {
     let text = text.trim();
-    let wrong = || format!("`{}` is no point in time: write 2026-11-20, \"2026-11-20 03:00\", 2026-11-20T03:00:00Z, or 2d for two days ago", brief(text));
+    let wrong = || {
+        format!(
+            "`{}` is no point in time: write 2026-11-20, \"2026-11-20 03:00\", 2026-11-20T03:00:00Z, or 2d for two days ago",
+            brief(text)
+        )
+    };
     if let Ok(at) = text.parse::<Timestamp>() {
         return Ok(at);
     }

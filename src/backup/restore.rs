@@ -50,16 +50,40 @@ pub struct Scene<'a> {
 /// One of them, in the order of carrying out.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    MakeVolume { name: String, driver: String, options: Labels, labels: Labels },
+    MakeVolume {
+        name: String,
+        driver: String,
+        options: Labels,
+        labels: Labels,
+    },
     Stop(Quiesce),
-    Safety { volume: String, mode: Mode },
-    Empty { volume: String },
-    Extract { archive: String, volume: String, without: Vec<String>, bytes: u64 },
+    Safety {
+        volume: String,
+        mode: Mode,
+    },
+    Empty {
+        volume: String,
+    },
+    Extract {
+        archive: String,
+        volume: String,
+        without: Vec<String>,
+        bytes: u64,
+    },
     /// A dump that is itself a data file of the database.
-    Place { archive: String, from: String, to: String },
+    Place {
+        archive: String,
+        from: String,
+        to: String,
+    },
     /// Comes whatever happened since [`Step::Stop`].
     Start(Quiesce),
-    Load { archive: String, file: String, database: Database, container: Named },
+    Load {
+        archive: String,
+        file: String,
+        database: Database,
+        container: Named,
+    },
     /// What is left for somebody to do.
     Say(String),
 }
@@ -77,7 +101,10 @@ pub fn plan(request: &Request<'_>, scene: &Scene<'_>) -> Result<Vec<Step>, Diagn
         return Ok(steps);
     };
     if request.is_copy && !(scene.is_empty && scene.containers.is_empty()) {
-        let finding = Diagnostic::error("volume-exists", format!("there is a volume `{}` already, and it is not empty or in use", brief(request.volume)));
+        let finding = Diagnostic::error(
+            "volume-exists",
+            format!("there is a volume `{}` already, and it is not empty or in use", brief(request.volume)),
+        );
         return Err(finding.help("name a new one with --into; to restore a volume in place, leave --into out"));
     }
     let stopped = quiesce(request, scene)?;
@@ -122,7 +149,10 @@ fn make(request: &Request<'_>) -> Result<Vec<Step>, Diagnostic> {
     if options.contains_key("device") {
         if !request.is_copy {
             let pairs: String = options.iter().map(|(key, value)| format!(" --opt {key}={value}")).collect();
-            let finding = Diagnostic::error("mounted-volume", format!("the volume `{}` was a mount, which the engine makes only while a container uses it", brief(request.volume)));
+            let finding = Diagnostic::error(
+                "mounted-volume",
+                format!("the volume `{}` was a mount, which the engine makes only while a container uses it", brief(request.volume)),
+            );
             return Err(finding.help(format!(
                 "make it (docker volume create{pairs} {name}), let a container hold it (docker run -d --rm -v {name}:/v:ro IMAGE sleep 1d), and restore again",
                 name = request.volume
@@ -144,7 +174,9 @@ fn make(request: &Request<'_>) -> Result<Vec<Step>, Diagnostic> {
 /// A copy is for looking into: it is not saved each night beside the original.
 fn is_backup_label(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    ["backup", "skep.backup"].iter().any(|prefix| key.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '-'])))
+    ["backup", "skep.backup"]
+        .iter()
+        .any(|prefix| key.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '-'])))
 }
 
 fn extract(request: &Request<'_>) -> Step {
@@ -172,7 +204,8 @@ fn quiesce(request: &Request<'_>, scene: &Scene<'_>) -> Result<Option<Quiesce>, 
         )));
     }
     if let Some(paused) = running.iter().find(|container| container.state == "paused") {
-        let finding = Diagnostic::error("paused-container", format!("{} is paused: it cannot be stopped and come back as it is", paused.name));
+        let finding =
+            Diagnostic::error("paused-container", format!("{} is paused: it cannot be stopped and come back as it is", paused.name));
         return Err(finding.help(format!("docker unpause {0}, or docker stop {0}, and restore again", paused.name)));
     }
     Ok(Some(Quiesce { how: Quiet::Stop, containers: running.into_iter().map(Named::from).collect(), limit: LIMIT }))
@@ -188,8 +221,12 @@ fn check_mounted(volume: &Volume, containers: &[Container], stopped: Option<&Qui
         return Ok(());
     }
     let name = &volume.name;
-    let finding = Diagnostic::error("mounted-volume", format!("the volume `{}` is a mount, which the engine makes only while a container uses it", brief(name)));
-    Err(finding.help(format!("let a container hold it that only reads (docker run -d --rm -v {name}:/v:ro IMAGE sleep 1d), and restore again")))
+    let finding = Diagnostic::error(
+        "mounted-volume",
+        format!("the volume `{}` is a mount, which the engine makes only while a container uses it", brief(name)),
+    );
+    Err(finding
+        .help(format!("let a container hold it that only reads (docker run -d --rm -v {name}:/v:ro IMAGE sleep 1d), and restore again")))
 }
 
 /// A safety archive. When nobody writes, the files as they lie there are all that it needs; otherwise it is made as the archive was.
@@ -206,11 +243,15 @@ fn safety(request: &Request<'_>, scene: &Scene<'_>, rests: bool) -> Option<Step>
 
 fn load(request: &Request<'_>, scene: &Scene<'_>) -> Result<Step, Diagnostic> {
     let Some(database) = request.dump else {
-        return Err(Diagnostic::error("no-dump", format!("there is no dump in {}", request.archive)).help("leave --load out: its files are all there is"));
+        return Err(Diagnostic::error("no-dump", format!("there is no dump in {}", request.archive))
+            .help("leave --load out: its files are all there is"));
     };
     let running = scene.containers.iter().filter(|container| container.state == "running" && writes(container));
     let Some(container) = running.min_by(|one, other| one.name.cmp(&other.name)) else {
-        let finding = Diagnostic::error("no-container", format!("no running container has the volume `{}`: nobody could load the dump", brief(request.volume)));
+        let finding = Diagnostic::error(
+            "no-container",
+            format!("no running container has the volume `{}`: nobody could load the dump", brief(request.volume)),
+        );
         return Err(finding.help("restore without --load, start the database, and restore with --load then"));
     };
     if dump::load(database, &container.environment).is_none() && *database != Database::Redis || matches!(database, Database::Sqlite(_)) {
@@ -236,11 +277,15 @@ fn command(request: &Request<'_>, database: &Database, container: Option<&Contai
     let into = match database {
         Database::Postgres => format!("docker exec -i {name} sh -c 'psql -q -X -U \"${{POSTGRES_USER:-postgres}}\" -d postgres'"),
         Database::Mysql | Database::Mariadb => {
-            format!("docker exec -i {name} sh -c '$(command -v mariadb || command -v mysql) -uroot -p\"${{MYSQL_ROOT_PASSWORD:-$MARIADB_ROOT_PASSWORD}}\"'")
+            format!(
+                "docker exec -i {name} sh -c '$(command -v mariadb || command -v mysql) -uroot -p\"${{MYSQL_ROOT_PASSWORD:-$MARIADB_ROOT_PASSWORD}}\"'"
+            )
         }
         Database::Mongodb => format!("docker exec -i {name} mongorestore --archive"),
         Database::Sqlite(file) => format!("docker exec -i {name} sqlite3 /PATH/TO/{file} (which must not be there yet)"),
-        Database::Redis => return format!("{extract} > dump.rdb, which belongs into the volume while the database is stopped (--load does that)"),
+        Database::Redis => {
+            return format!("{extract} > dump.rdb, which belongs into the volume while the database is stopped (--load does that)");
+        }
         Database::Custom(_) => return format!("{extract} | whatever reads what `{}` wrote", brief(&database_command(database))),
     };
     format!("{extract} | {into}")
@@ -375,7 +420,8 @@ mod tests {
     #[test]
     fn in_place_nothing_is_deleted_before_there_is_a_safety_archive() {
         let (comment, volume) = (comment(Mode::Hot), Volume { name: "shop".into(), ..Volume::default() });
-        let containers = [container("b", "running", None, true), container("a", "restarting", None, true), container("c", "exited", None, true)];
+        let containers =
+            [container("b", "running", None, true), container("a", "restarting", None, true), container("c", "exited", None, true)];
         let scene = Scene { volume: Some(&volume), containers: &containers, is_empty: false };
         assert_eq!(
             said(&request(&comment), &scene),
@@ -429,7 +475,11 @@ mod tests {
     fn a_mount_is_never_written_while_it_is_not_mounted() {
         let device = Labels::from([("device".to_owned(), ":/export/shop".to_owned()), ("type".to_owned(), "nfs".to_owned())]);
         let comment = Comment { options: device.clone(), ..comment(Mode::Hot) };
-        assert!(said(&request(&comment), &Scene::default()).concat().contains("docker volume create --opt device=:/export/shop --opt type=nfs shop"));
+        assert!(
+            said(&request(&comment), &Scene::default())
+                .concat()
+                .contains("docker volume create --opt device=:/export/shop --opt type=nfs shop")
+        );
         let copy = said(&Request { volume: "copy", is_copy: true, ..request(&comment) }, &Scene::default());
         assert_eq!(copy[0], "make the volume copy (local)", "never the same place twice");
         let volume = Volume { name: "shop".into(), options: device, ..Volume::default() };
@@ -458,9 +508,15 @@ mod tests {
             ]
         );
         let by_hand = said(&request(&comment), &scene);
-        assert!(by_hand[5].contains("extract '::shop@n1-2026-11-23T02:00:00' dump/postgres.sql --stdout | docker exec -i db sh"), "{by_hand:?}");
+        assert!(
+            by_hand[5].contains("extract '::shop@n1-2026-11-23T02:00:00' dump/postgres.sql --stdout | docker exec -i db sh"),
+            "{by_hand:?}"
+        );
         let forced = said(&Request { load: true, force_running: true, ..request(&comment) }, &scene);
-        assert_eq!(forced, ["save a PostgreSQL dump of shop as it is now, as a safety archive", "load dump/postgres.sql into db, once it answers"]);
+        assert_eq!(
+            forced,
+            ["save a PostgreSQL dump of shop as it is now, as a safety archive", "load dump/postgres.sql into db, once it answers"]
+        );
         let nobody = Scene { containers: &[], ..scene };
         assert!(said(&Request { load: true, ..request(&comment) }, &nobody).concat().contains("nobody could load the dump"));
     }

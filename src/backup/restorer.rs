@@ -77,10 +77,9 @@ impl Failed {
     fn way_back(&self) -> String {
         match (&self.safety, self.touched) {
             (_, false) => "\n  nothing in the volume was changed".to_owned(),
-            (Some(safety), true) => format!(
-                "\n  the volume is restored in part; as it was before: skep backup restore '{}::{safety}' --no-safety",
-                self.volume
-            ),
+            (Some(safety), true) => {
+                format!("\n  the volume is restored in part; as it was before: skep backup restore '{}::{safety}' --no-safety", self.volume)
+            }
             (None, true) => "\n  the volume is restored in part".to_owned(),
         }
     }
@@ -145,7 +144,8 @@ impl Restorer<'_> {
             Step::Safety { mode, .. } => self.save(mode, at).await,
             Step::Empty { volume } => {
                 let path = self.path(at).await?;
-                let says = at.done.safety.as_ref().map_or_else(String::new, |safety| format!("; as it was before, {volume} is in {safety}"));
+                let says =
+                    at.done.safety.as_ref().map_or_else(String::new, |safety| format!("; as it was before, {volume} is in {safety}"));
                 self.note(at, &format!("emptying the volume{says}")).await?;
                 at.touched = true;
                 apart(move || placing::empty(&path)).await?.map_err(|error| format!("{volume} cannot be emptied: {error}"))
@@ -255,7 +255,9 @@ impl Restorer<'_> {
         }
         let there = path.to_string_lossy().into_owned();
         if is_local(&there) {
-            room::free(&there, bytes.saturating_add(SPARE)).await.map_err(|why| why.replace("backup.min-free wants", "the archive needs"))?;
+            room::free(&there, bytes.saturating_add(SPARE))
+                .await
+                .map_err(|why| why.replace("backup.min-free wants", "the archive needs"))?;
         }
         at.touched = true;
         let what = Extraction { archive, into: &path, paths: &[], without, flags: true };

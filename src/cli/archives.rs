@@ -33,7 +33,9 @@ pub(super) struct ListArgs {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  skep backup show shop_data\n  skep backup show shop_data@node1-2026-11-23T02:00:07 --files\n  skep backup show shop_data --at 2d")]
+#[command(
+    after_help = "Examples:\n  skep backup show shop_data\n  skep backup show shop_data@node1-2026-11-23T02:00:07 --files\n  skep backup show shop_data --at 2d"
+)]
 pub(super) struct ShowArgs {
     /// An archive, or a volume, whose latest is meant
     #[arg(value_name = "ARCHIVE|VOLUME")]
@@ -256,7 +258,11 @@ pub(super) fn show(args: &ShowArgs) -> Outcome {
         let known = reader.known(&chosen.archive.name, &repositories.stop).await.map_err(said)?;
         if args.files && !args.json {
             // A list may be longer than memory: each line goes at once.
-            output::note(&format!("{}, the files of {}", chosen.archive.at.map(clock).unwrap_or_default(), output::harmless(&chosen.archive.name)));
+            output::note(&format!(
+                "{}, the files of {}",
+                chosen.archive.at.map(clock).unwrap_or_default(),
+                output::harmless(&chosen.archive.name)
+            ));
             files(&chosen, &repositories).await?;
             return Ok(Verdict::Fine);
         }
@@ -314,7 +320,8 @@ fn description(shown: &Shown<'_>) -> String {
     match shown.comment {
         None => rows.push(("", format!("made on {} by somebody else than Skep", shown.hostname))),
         Some(comment) => {
-            let map = |map: &BTreeMap<String, String>| map.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join("  ");
+            let map =
+                |map: &BTreeMap<String, String>| map.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join("  ");
             let driver = if comment.driver.is_empty() { "local" } else { &comment.driver };
             rows.push(("volume", format!("{} of {} ({driver})", comment.volume, comment.node)));
             let more = [
@@ -378,7 +385,13 @@ fn changed(change: &Change) -> String {
     let kind = |change: &serde_json::Value| change["type"].as_str().unwrap_or_default().to_owned();
     let kinds: Vec<String> = change.changes.iter().map(kind).collect();
     let is = |prefix: &str| kinds.iter().any(|kind| kind.starts_with(prefix));
-    let sign = if is("added") { '+' } else if is("removed") { '-' } else { 'M' };
+    let sign = if is("added") {
+        '+'
+    } else if is("removed") {
+        '-'
+    } else {
+        'M'
+    };
     let detail = |change: &serde_json::Value| match (change["added"].as_u64(), change["removed"].as_u64()) {
         (Some(added), Some(removed)) => format!("{} added, {} removed", HumanBytes(added), HumanBytes(removed)),
         _ => kind(change),

@@ -201,8 +201,11 @@ pub(super) fn umount(args: &UmountArgs) -> Outcome {
         // FUSE's own command does all that borg's would, and needs no repository.
         let directory = std::path::absolute(&args.directory).map_err(Failure::said)?;
         let mut last = String::new();
-        for (program, words) in [("fusermount3", &["-u"][..]), ("fusermount", &["-u"]), ("umount", &[]), (config.backup.borg.as_str(), &["umount"])] {
-            let output = tokio::process::Command::new(program).args(words).arg(&directory).stdin(std::process::Stdio::null()).output().await;
+        for (program, words) in
+            [("fusermount3", &["-u"][..]), ("fusermount", &["-u"]), ("umount", &[]), (config.backup.borg.as_str(), &["umount"])]
+        {
+            let output =
+                tokio::process::Command::new(program).args(words).arg(&directory).stdin(std::process::Stdio::null()).output().await;
             match output {
                 Ok(output) if output.status.success() => return Ok(Verdict::Fine),
                 Ok(output) if last.is_empty() => last = String::from_utf8_lossy(&output.stderr).trim().to_owned(),
@@ -221,7 +224,8 @@ mod tests {
     fn each_path_goes_to_its_last_name() {
         let moved = |paths: &[&str]| {
             let paths: Vec<String> = paths.iter().map(ToString::to_string).collect();
-            destinations(&paths, Path::new("/to")).map(|moves| moves.into_iter().map(|(_, to)| to.display().to_string()).collect::<Vec<_>>())
+            destinations(&paths, Path::new("/to"))
+                .map(|moves| moves.into_iter().map(|(_, to)| to.display().to_string()).collect::<Vec<_>>())
         };
         assert_eq!(moved(&["etc/app.conf", "b"]), Ok(vec!["/to/app.conf".to_owned(), "/to/b".to_owned()]));
         assert_eq!(moved(&[""]), Ok(vec!["/to".to_owned()]));

@@ -115,7 +115,9 @@ impl Place {
             _ if self.unencrypted => None,
             (Some(path), _) => Some(path.clone()),
             (None, Some(path)) if path.exists() => Some(path),
-            (None, _) => return Err(Failure::said("say where the passphrase is, with --passphrase-file, or that there is none, with --unencrypted")),
+            (None, _) => {
+                return Err(Failure::said("say where the passphrase is, with --passphrase-file, or that there is none, with --unencrypted"));
+            }
         };
         if let Some(path) = &passphrase {
             keys::check(path).map_err(|why| Failure::said(format!("the passphrase file {} {why}", path.display())))?;
@@ -319,8 +321,11 @@ pub(super) fn known(target: &Target, node: &str, runs: &Runs) -> Vec<Repository>
     let own = repository(target, node, None);
     let prefix = format!("{}.", own.name);
     let mut found = BTreeMap::from([(own.name.clone(), own.clone())]);
-    let remembered: BTreeSet<&Repository> =
-        runs.iter().filter(|(key, _)| key.target == target.name).flat_map(|(_, series)| series.runs.iter().map(|run| &run.repository)).collect();
+    let remembered: BTreeSet<&Repository> = runs
+        .iter()
+        .filter(|(key, _)| key.target == target.name)
+        .flat_map(|(_, series)| series.runs.iter().map(|run| &run.repository))
+        .collect();
     let of_target = |repository: &&&Repository| repository.location.starts_with(target.location.trim_end_matches('/'));
     for repository in remembered.iter().filter(of_target).filter(|repository| repository.name.starts_with(&prefix)) {
         found.insert(repository.name.clone(), (*repository).clone());

@@ -157,12 +157,12 @@ impl Now {
         let inventory = engine.inventory(repositories.config.backup.volumes.as_deref()).await.map_err(|error| docker(&error))?;
         let volume = inventory.volumes.into_iter().find(|volume| volume.name == name);
         let is_empty = match &volume {
-            Some(volume) => {
-                placing::is_empty(&volume.path).map_err(|error| {
-                    let path = volume.path.display();
-                    Failure::Said(format!("{path} cannot be read: {error}\n  in a container, mount the engine's volumes directory and say where by backup.volumes"))
-                })?
-            }
+            Some(volume) => placing::is_empty(&volume.path).map_err(|error| {
+                let path = volume.path.display();
+                Failure::Said(format!(
+                    "{path} cannot be read: {error}\n  in a container, mount the engine's volumes directory and say where by backup.volumes"
+                ))
+            })?,
             None => false,
         };
         let containers = engine.containers(Some(name)).await.map_err(|error| docker(&error))?;
@@ -204,7 +204,8 @@ async fn into_volume(args: &Args, repositories: &Repositories, chosen: &Chosen<'
     let scene = Scene { volume: now.volume.as_ref(), containers: &now.containers, is_empty: now.is_empty };
     let steps = plan(&request, &scene).map_err(|finding| Failure::Findings(vec![finding]))?;
     if args.dry_run {
-        let lines: Vec<String> = steps.iter().enumerate().map(|(at, step)| format!("{}. {}", at + 1, output::harmless(&step.to_string()))).collect();
+        let lines: Vec<String> =
+            steps.iter().enumerate().map(|(at, step)| format!("{}. {}", at + 1, output::harmless(&step.to_string()))).collect();
         output::print(&lines.join("\n"))?;
         output::note("nothing was done");
         return Ok(Verdict::Fine);
@@ -229,7 +230,9 @@ fn confirmed(args: &Args, volume: &str, chosen: &Chosen<'_>) -> Result<(), Failu
         return Ok(());
     }
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::said(format!("everything in {volume} would be deleted and restored: say so with --yes (--dry-run shows the steps)")));
+        return Err(Failure::said(format!(
+            "everything in {volume} would be deleted and restored: say so with --yes (--dry-run shows the steps)"
+        )));
     }
     let made = chosen.archive.at.map(clock).unwrap_or_default();
     let safety = if args.no_safety { "" } else { " (it is saved first)" };
