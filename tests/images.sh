@@ -71,7 +71,16 @@ mariadb)
 #!/bin/sh
 set -e
 if [ ! -d /var/lib/mysql/mysql ]; then
-    { echo "CREATE DATABASE mysql; USE mysql;"; cat /usr/share/mysql/mysql_system_tables.sql /usr/share/mysql/mysql_system_tables_data.sql /usr/share/mysql/fill_help_tables.sql; echo "FLUSH PRIVILEGES; ALTER USER root@localhost IDENTIFIED BY '$MYSQL_ROOT_PASSWORD';"; } >/tmp/init.sql
+    mkdir -p /var/lib/mysql/mysql
+    {
+        echo "CREATE DATABASE IF NOT EXISTS mysql;"
+        echo "USE mysql;"
+        echo "SET @auth_root_socket=NULL;"
+        cat /usr/share/mysql/mysql_system_tables.sql /usr/share/mysql/mysql_performance_tables.sql
+        cat /usr/share/mysql/mysql_system_tables_data.sql /usr/share/mysql/maria_add_gis_sp_bootstrap.sql
+        echo "FLUSH PRIVILEGES;"
+        echo "ALTER USER root@localhost IDENTIFIED BY '$(echo "$MYSQL_ROOT_PASSWORD" | sed "s/'/''/g")';"
+    } >/tmp/init.sql
     mariadbd --no-defaults --bootstrap --datadir=/var/lib/mysql </tmp/init.sql
 fi
 exec mariadbd --no-defaults --datadir=/var/lib/mysql --socket=/run/mysqld/mysqld.sock --skip-networking
@@ -81,4 +90,4 @@ SERVE
 *) echo "images.sh: no image is called $name" >&2; exit 2 ;;
 esac
 chmod +x "$root/bin/serve"
-tar -C "$root" -c . | docker import -c 'ENV PATH=/bin:/usr/bin' -c 'CMD ["/bin/serve"]' "$@" - "skep-test:$name" >/dev/null
+tar -C "$root" -c . | docker import -c 'ENV PATH=/bin:/usr/bin:/usr/sbin' -c 'CMD ["/bin/serve"]' "$@" - "skep-test:$name" >/dev/null

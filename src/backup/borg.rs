@@ -124,15 +124,16 @@ impl Borg {
     ) -> Result<Output, Failure> {
         let mut stdout = Vec::new();
         let mut output = {
-            let mut reader = async |from: &mut ChildStdout| {
-                let read = from.take(MAX_ANSWER as u64 + 1).read_to_end(&mut stdout).await;
+            let (child, mut from) = self.spawn(command)?;
+            let reading = async {
+                let read = (&mut from).take(MAX_ANSWER as u64 + 1).read_to_end(&mut stdout).await;
                 match read {
                     Ok(length) if length > MAX_ANSWER => Err(format!("borg's answer has more than {MAX_ANSWER} bytes")),
                     Ok(_) => Ok(()),
                     Err(error) => Err(error.to_string()),
                 }
             };
-            self.drive(command, feed, &mut reader, sink, stop, limit).await?
+            drive(child, feed, reading, sink, stop, limit).await?
         };
         if let Ok(created) = serde_json::from_slice::<Created>(&stdout) {
             output.stats = created.archive.stats.into();
@@ -154,8 +155,9 @@ impl Borg {
     ) -> Result<Output, Failure> {
         let enough = stop.child_token();
         let mut satisfied = false;
-        let mut reader = async |from: &mut ChildStdout| {
-            let mut from = BufReader::new(from);
+        let (child, mut from) = self.spawn(command)?;
+        let reading = async {
+            let mut from = BufReader::new(&mut from);
             while let Some(line) = next_line(&mut from).await.map_err(|error| error.to_string())? {
                 if !each(&line) {
                     satisfied = true;
@@ -165,7 +167,7 @@ impl Borg {
             }
             Ok(())
         };
-        match self.drive(command, None, &mut reader, &quiet(), &enough, limit).await {
+        match drive(child, None, reading, &quiet(), &enough, limit).await {
             Err(failure) if satisfied && failure.kind == Kind::Stopped => Ok(Output::default()),
             ended => ended,
         }
@@ -182,93 +184,19 @@ impl Borg {
         stop: &CancellationToken,
         limit: Duration,
     ) -> Result<Output, Failure> {
-        let mut reader = async |from: &mut ChildStdout| {
+        let (child, mut from) = self.spawn(command)?;
+        let reading = async {
             let copied = async {
-                tokio::io::copy(from, to).await?;
+                tokio::io::copy(&mut from, to).await?;
                 to.flush().await
             };
             copied.await.map_err(|error| error.to_string())
         };
-        self.drive(command, None, &mut reader, &quiet(), stop, limit).await
+        drive(child, None, reading, &quiet(), stop, limit).await
     }
 
-    /// Starts the command and serves its three streams until it has ended.
-    async fn drive(
-        &self,
-        command: &Command,
-        feed: Option<Feed>,
-        reader: &mut impl AsyncFnMut(&mut ChildStdout) -> Result<(), String>,
-        sink: &Sink,
-        stop: &CancellationToken,
-        limit: Duration,
-    ) -> Result<Output, Failure> {
-        let mut child = self.spawn(command)?;
-        let missing = || Failure::new(Kind::Other, "borg has no pipes");
-        let (stdin, stdout, stderr) =
-            (child.stdin.take(), child.stdout.take().ok_or_else(missing)?, child.stderr.take().ok_or_else(missing)?);
-        let mut said = Said::default();
-        let mut stdout = stdout;
-        let mut fed = Ok(());
-        let mut read = Ok(());
-        let work = async {
-            let feeding = async {
-                if let (Some(feed), Some(mut stdin)) = (feed, stdin) {
-                    match pour(feed, &mut stdin).await {
-                        Ok(()) => drop(stdin),
-                        // The pipe stays open, so that borg does not take this for the end.
-                        Err(reason) => return Err((reason, stdin)),
-                    }
-                }
-                Ok(())
-            };
-            let reading = reader(&mut stdout);
-            let listening = said.listen(stderr, sink);
-            tokio::pin!(feeding, reading, listening);
-            let mut open = (true, true, true);
-            while open != (false, false, false) {
-                tokio::select! {
-                    done = &mut feeding, if open.0 => {
-                        open.0 = false;
-                        if let Err(reason) = done {
-                            fed = Err(reason);
-                            return;
-                        }
-                    }
-                    done = &mut reading, if open.1 => {
-                        open.1 = false;
-                        if done.is_err() {
-                            read = done;
-                            return;
-                        }
-                    }
-                    () = &mut listening, if open.2 => open.2 = false,
-                }
-            }
-        };
-        let interrupted = tokio::select! {
-            () = work => None,
-            () = stop.cancelled() => Some(Failure::new(Kind::Stopped, "it was told to stop")),
-            () = sleep(limit) => Some(Failure::new(Kind::Timeout, format!("it took longer than {} s", limit.as_secs()))),
-        };
-        if let Some(failure) = interrupted {
-            end(&mut child).await;
-            return Err(failure);
-        }
-        if let Err((reason, stdin)) = fed {
-            end(&mut child).await;
-            drop(stdin);
-            return Err(Failure::new(Kind::Feed, reason));
-        }
-        if let Err(reason) = read {
-            end(&mut child).await;
-            return Err(Failure::new(Kind::Other, reason));
-        }
-        let status = child.wait().await.map_err(|error| Failure::new(Kind::Other, format!("borg's end was not seen: {error}")))?;
-        report::ended(status.code(), &said.messages)?;
-        Ok(said.output())
-    }
-
-    fn spawn(&self, command: &Command) -> Result<Child, Failure> {
+    /// Starts the command; its standard output lives as long as whoever reads it wants.
+    fn spawn(&self, command: &Command) -> Result<(Child, ChildStdout), Failure> {
         let words = match &self.tether {
             Some(program) => {
                 let front = [program.to_string_lossy().into_owned(), "backup".to_owned(), "tether".to_owned(), "--".to_owned()];
@@ -285,15 +213,92 @@ impl Borg {
         let stdin = if command.input { Stdio::piped() } else { Stdio::null() };
         // A group of its own: an interrupt from the terminal is ours to pass on.
         process.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
-        process.spawn().map_err(|error| match (&command.directory, error.kind()) {
+        let child = process.spawn().map_err(|error| match (&command.directory, error.kind()) {
             (Some(directory), std::io::ErrorKind::NotFound) if !directory.is_dir() => {
                 let message = format!("{} is not there", directory.display());
                 let help = "in a container, the engine's volumes directory must be mounted at the same path, or named in backup.volumes";
                 Failure { kind: Kind::Other, message, help: help.to_owned() }
             }
             _ => Failure::new(Kind::NoBorg, format!("{} cannot be started: {error}", words[0])),
-        })
+        });
+        let mut child = child?;
+        let stdout = child.stdout.take().ok_or_else(no_pipes)?;
+        Ok((child, stdout))
     }
+}
+
+/// Serves the three streams of a command until it has ended; `reading` takes its answer.
+async fn drive(
+    mut child: Child,
+    feed: Option<Feed>,
+    reading: impl Future<Output = Result<(), String>> + Send,
+    sink: &Sink,
+    stop: &CancellationToken,
+    limit: Duration,
+) -> Result<Output, Failure> {
+    let (stdin, stderr) = (child.stdin.take(), child.stderr.take().ok_or_else(no_pipes)?);
+    let mut said = Said::default();
+    let mut fed = Ok(());
+    let mut read = Ok(());
+    let work = async {
+        let feeding = async {
+            if let (Some(feed), Some(mut stdin)) = (feed, stdin) {
+                match pour(feed, &mut stdin).await {
+                    Ok(()) => drop(stdin),
+                    // The pipe stays open, so that borg does not take this for the end.
+                    Err(reason) => return Err((reason, stdin)),
+                }
+            }
+            Ok(())
+        };
+        let listening = said.listen(stderr, sink);
+        tokio::pin!(feeding, reading, listening);
+        let mut open = (true, true, true);
+        while open != (false, false, false) {
+            tokio::select! {
+                done = &mut feeding, if open.0 => {
+                    open.0 = false;
+                    if let Err(reason) = done {
+                        fed = Err(reason);
+                        return;
+                    }
+                }
+                done = &mut reading, if open.1 => {
+                    open.1 = false;
+                    if done.is_err() {
+                        read = done;
+                        return;
+                    }
+                }
+                () = &mut listening, if open.2 => open.2 = false,
+            }
+        }
+    };
+    let interrupted = tokio::select! {
+        () = work => None,
+        () = stop.cancelled() => Some(Failure::new(Kind::Stopped, "it was told to stop")),
+        () = sleep(limit) => Some(Failure::new(Kind::Timeout, format!("it took longer than {} s", limit.as_secs()))),
+    };
+    if let Some(failure) = interrupted {
+        end(&mut child).await;
+        return Err(failure);
+    }
+    if let Err((reason, stdin)) = fed {
+        end(&mut child).await;
+        drop(stdin);
+        return Err(Failure::new(Kind::Feed, reason));
+    }
+    if let Err(reason) = read {
+        end(&mut child).await;
+        return Err(Failure::new(Kind::Other, reason));
+    }
+    let status = child.wait().await.map_err(|error| Failure::new(Kind::Other, format!("borg's end was not seen: {error}")))?;
+    report::ended(status.code(), &said.messages)?;
+    Ok(said.output())
+}
+
+fn no_pipes() -> Failure {
+    Failure::new(Kind::Other, "borg has no pipes")
 }
 
 /// For commands whose progress nobody watches.

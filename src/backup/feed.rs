@@ -6,25 +6,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
-use futures_util::stream::{self, BoxStream, StreamExt};
+use futures_util::stream::{self, StreamExt};
 
+use super::borg::Feed;
 use super::dump::{Passing, command, title};
 use super::engine::Engine;
 use super::exec::Exec;
 use super::inventory::Container;
 use super::{Database, dump};
 
-/// Bytes as they come, and how many came.
-pub struct Feed {
-    pub bytes: BoxStream<'static, Result<Bytes, String>>,
-    pub count: Arc<AtomicU64>,
-}
+/// Counts the bytes of a dump.
+pub type Count = Arc<AtomicU64>;
 
 /// Has the database in `container` write its dump. `volume` says where the container keeps the file of SQLite.
 ///
 /// # Errors
 /// The command does not begin; a sentence.
-pub async fn dump(engine: &Engine, container: &Container, volume: &str, database: &Database) -> Result<Feed, String> {
+pub async fn dump(engine: &Engine, container: &Container, volume: &str, database: &Database) -> Result<(Feed, Count), String> {
     let mount = container.mount(volume).map_or(Path::new("/"), |mount| &mount.destination);
     let begun = engine.exec(&container.id, &command(database, mount), None).await;
     let exec = begun.map_err(|error| format!("the {} dump does not begin in {}: {error}", title(database), container.name))?;
@@ -39,7 +37,7 @@ pub async fn dump(engine: &Engine, container: &Container, volume: &str, database
             Err(error) => Some((Err(error), None)),
         }
     });
-    Ok(Feed { bytes: bytes.boxed(), count })
+    Ok((bytes.boxed(), count))
 }
 
 struct Flow {

@@ -1,13 +1,14 @@
 //! Carries jobs out, step by step, so that applications come back whatever happens, and every run ends as a [`Run`] that says how it went.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::borg::Borg;
+use super::borg::{Borg, Feed};
 use super::engine::Engine;
 use super::guard::{Charge, bring_back};
 use super::journal::{Action, Entry, undo};
@@ -16,8 +17,9 @@ use super::quiet::{Quieted, SETTLE, quiesce};
 use super::shelf::{Dead, Journal, Shelf};
 use super::step::{Hook, Quiet, Step, steps};
 use super::vault::{Account, Vault};
-use super::{Job, OnError, Progress, Run, Series, Sink, Subject, Verdict, archive, command, dump, feed, room, unlock};
+use super::{Job, OnError, Progress, Run, Series, Sink, Subject, Verdict, archive, command, feed, room, step, unlock};
 use crate::config;
+use crate::store::Store;
 
 /// What a hook may take that brings things back after the time of its run is over.
 const LAST_WORDS: Duration = Duration::from_secs(60);
@@ -53,6 +55,29 @@ struct Work<'a> {
 }
 
 impl Runner {
+    /// With what `config` says, below its state directory. `store` is where runs are remembered.
+    ///
+    /// # Errors
+    /// There is no borg that can be used, or the directory cannot be written; a sentence.
+    pub async fn open(config: &config::Config, state: &Path, store: Arc<dyn Store>) -> Result<Runner, String> {
+        let shelf = Shelf::open(state, store).map_err(|error| error.to_string())?;
+        let borg = Borg::find(&config.backup, state).await.map_err(|failure| failure.to_string())?;
+        let program = std::env::current_exe().map_err(|error| format!("Skep does not find itself: {error}"))?;
+        Ok(Runner { config: config.backup.clone(), docker: config.docker.clone(), state: state.to_owned(), shelf, borg, program })
+    }
+
+    /// What carrying out a job would do, were it now: each step in words, with borg's command where it has one. Nothing is done.
+    pub fn outline(&self, job: &Job, subject: Option<&Subject>) -> Vec<(Step, Option<command::Command>)> {
+        let passphrase = self.config.passphrase_file.clone().unwrap_or_else(|| self.state.join("backup").join("passphrase"));
+        let access = self.borg.access(&job.repository, Some(&passphrase), "RUN");
+        let now = Timestamp::now();
+        let with_command = |step: Step| {
+            let command = step::command(&step, &access, subject, now);
+            (step, command)
+        };
+        steps(job, subject, &self.config).into_iter().map(with_command).collect()
+    }
+
     /// Saves one volume to one target, and remembers how that went.
     pub async fn save(&self, job: &Job, subject: &Subject, sink: &Sink, stop: &CancellationToken) -> Run {
         self.carry_out(job, Some(subject), subject.settings.timeout, sink, stop).await
@@ -114,7 +139,7 @@ impl Runner {
         &'a self,
         id: &str,
         job: &'a Job,
-        subject: Option<&Subject>,
+        subject: Option<&'a Subject>,
         limit: Duration,
         sink: &'a Sink,
         stop: &'a CancellationToken,
@@ -175,7 +200,9 @@ impl Runner {
             said.push(format!("{whose}: its journal cannot be written: {error}"));
         }
         if let Some(entry) = &dead.found.entry {
-            match unlock::free(&self.borg, entry).await {
+            let runs = self.shelf.runs().await.unwrap_or_default();
+            let is_known = runs.values().filter_map(|series| series.success.as_ref()).any(|run| run.repository == entry.repository);
+            match unlock::free(&self.borg, entry, is_known).await {
                 Ok(true) => said.push(format!("{whose}: broke its lock on {}", entry.repository.location)),
                 Ok(false) => {}
                 Err(error) => return said.push(format!("{whose}: its lock on {} is left for now: {error}", entry.repository.location)),
@@ -198,8 +225,9 @@ impl Runner {
         let inventory = engine.inventory(self.config.volumes.as_deref()).await.map_err(|error| error.to_string())?;
         let actions = undo(&dead.found, &inventory).into_iter();
         let actions = actions.filter(|action| matches!(action, Action::Unpause { .. } | Action::Start { .. })).collect();
-        // All of them, also those that run now: the engine may still be stopping what it was asked to.
-        let settle = if stopped.is_empty() { SETTLE / 5 } else { 2 * SETTLE };
+        // All of them, also those that run now: the engine may still be stopping what it was asked to a moment ago.
+        let settle = if stopped.is_empty() { SETTLE } else { 3 * SETTLE };
+        let settle = settle.saturating_sub(dead.age);
         bring_back(&self.docker, &Charge { paused, stopped, settle, ..Charge::default() }, RECOVERY).await?;
         Ok(actions)
     }
@@ -282,22 +310,25 @@ impl Work<'_> {
             }
             Step::Quiesce(wanted) => {
                 let runner = self.runner;
+                if wanted.how == Quiet::Stop && state.subject.containers.iter().any(|container| container.service.is_some()) {
+                    return Err("Swarm replaces a task that is stopped: use mode pause, hot or a dump".to_owned());
+                }
                 let quieted = quiesce(&state.engine, &runner.docker, &runner.program, &mut self.journal, wanted).await?;
                 (state.quieted, state.is_quiet) = (Some(quieted), wanted.how == Quiet::Pause);
                 Ok(())
             }
-            Step::Create { dump, files, exclude } => {
+            Step::Create { dump, .. } => {
                 let feed = match dump {
                     None => None,
                     Some(dump) => {
-                        let container =
-                            dump.container.as_ref().ok_or("no container that mounts the volume runs, so there is nobody to dump it")?;
-                        let feed = feed::dump(&state.engine, container, &state.subject.volume.name, &dump.database).await?;
-                        Some((feed, dump::name(&dump.database)))
+                        let nobody = "no container that mounts the volume runs, so there is nobody to dump it";
+                        let container = dump.container.as_ref().ok_or(nobody)?;
+                        let (feed, count) = feed::dump(&state.engine, container, &state.subject.volume.name, &dump.database).await?;
+                        state.dump = Some(count);
+                        Some(feed)
                     }
                 };
-                state.dump = feed.as_ref().map(|(feed, _)| feed.count.clone());
-                self.create(state, feed, *files, exclude).await
+                self.create(step, state, feed).await
             }
             Step::Resume(_) => self.resume(state, true).await,
             // Also when it was told to stop, and after its time.
@@ -316,13 +347,9 @@ impl Work<'_> {
                 self.forgive(step, done);
                 Ok(())
             }
-            Step::Prune { keep } => {
-                let done = self.vault.prune(keep, &mut self.account).await;
-                self.forgive(step, done);
-                Ok(())
-            }
-            Step::Compact => {
-                let done = self.vault.compact(&mut self.account).await;
+            // Without these the archive is as good.
+            Step::Prune { .. } | Step::Compact => {
+                let done = self.vault.tidy(step, &mut self.account).await;
                 self.forgive(step, done);
                 Ok(())
             }
@@ -330,7 +357,7 @@ impl Work<'_> {
         }
     }
 
-    /// A step without which the archive is as good.
+    /// What failed is a warning.
     fn forgive(&mut self, step: &Step, done: Result<(), String>) {
         if let Err(why) = done {
             self.account.warn(self.sink, format!("it could not {step}: {why}"));
@@ -348,18 +375,12 @@ impl Work<'_> {
     }
 
     /// Makes the archive. A pause ends at its deadline, whether all is read or not.
-    async fn create(
-        &mut self,
-        state: &mut State<'_>,
-        feed: Option<(feed::Feed, &'static str)>,
-        files: bool,
-        exclude: &[String],
-    ) -> Result<(), String> {
+    async fn create(&mut self, step: &Step, state: &mut State<'_>, feed: Option<Feed>) -> Result<(), String> {
         let Work { vault, account, journal, runner, sink, .. } = self;
         let mut lesson = None;
         let mut account_of_create = std::mem::take(account);
         let made = {
-            let mut create = std::pin::pin!(vault.create(state.subject, feed, files, exclude, &mut account_of_create));
+            let mut create = std::pin::pin!(vault.create(step, state.subject, feed, &mut account_of_create));
             let limit = runner.config.pause_limit;
             tokio::select! {
                 made = &mut create => made,
@@ -438,7 +459,8 @@ impl Work<'_> {
                 .reasons
                 .push(format!("{warnings} warning{plural}, the first: {}", self.account.warnings.first().map_or("", String::as_str)));
         }
-        let done = format!("{} files, {}, of which {} are new", stats.files, size(stats.original), size(stats.deduplicated));
+        let plural = if stats.files == 1 { "" } else { "s" };
+        let done = format!("{} file{plural}, {}, of which {} are new", stats.files, size(stats.original), size(stats.deduplicated));
         judgement.reasons.insert(0, done);
         judgement
     }
@@ -451,8 +473,7 @@ impl Work<'_> {
             let text = step.to_string();
             _ = self.journal.change(|entry| entry.step = text).await;
             done = match step {
-                Step::CheckRepository => self.vault.check_repository(&mut self.account).await?,
-                Step::CheckArchives => self.vault.check_archives(&mut self.account).await?,
+                Step::CheckRepository | Step::CheckArchives => self.vault.check(&step, &mut self.account).await?,
                 Step::VerifyData { slices } => self.vault.verify(slices, &mut self.account).await?,
                 _ => continue,
             };
@@ -478,6 +499,6 @@ struct State<'a> {
     is_quiet: bool,
     /// Was the hook before it begun?
     is_prepared: bool,
-    dump: Option<std::sync::Arc<std::sync::atomic::AtomicU64>>,
+    dump: Option<feed::Count>,
     judgement: Option<Judgement>,
 }

@@ -67,6 +67,8 @@ pub struct Journal {
 #[derive(Debug)]
 pub struct Dead {
     pub found: Found,
+    /// Since it was written.
+    pub age: Duration,
     journal: Journal,
 }
 
@@ -315,6 +317,7 @@ fn look(path: &Path, all: &mut Journals) -> io::Result<()> {
     if file.metadata()?.nlink() == 0 {
         return Ok(()); // its run ended, or somebody else undid it, before we had the lock
     }
+    let age = file.metadata()?.modified()?.elapsed().unwrap_or_default();
     let mut bytes = Vec::new();
     (&file).take(MAX_JOURNAL).read_to_end(&mut bytes)?;
     let found = read(&bytes);
@@ -334,7 +337,7 @@ fn look(path: &Path, all: &mut Journals) -> io::Result<()> {
     let length = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |place| place as u64 + 1);
     file.set_len(if found.is_damaged { bytes.len() as u64 } else { length })?;
     let journal = Journal { file: Arc::new(file), path: path.to_owned(), length, entry: found.entry.clone() };
-    all.dead.push(Dead { found, journal });
+    all.dead.push(Dead { found, age, journal });
     Ok(())
 }
 

@@ -3,7 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::dump::{Raw, raw, title};
+use jiff::Timestamp;
+
+use super::archive::{self, Comment};
+use super::command::{Access, Command, Source};
+use super::dump::{self, Raw, raw, title};
 use super::inventory::Container;
 use super::judge::size;
 use super::{Database, Job, Keep, Mode, Subject, Task};
@@ -158,6 +162,35 @@ fn quiesce(subject: &Subject, config: &config::Backup) -> Option<Quiesce> {
     (!containers.is_empty()).then_some(Quiesce { how, containers, limit })
 }
 
+/// What borg is asked for in a step: what `--dry-run` shows is what the runner gives. `at` is the moment of the run. `None`: it is not
+/// borg's to do, or there is no volume.
+pub fn command(step: &Step, access: &Access<'_>, subject: Option<&Subject>, at: Timestamp) -> Option<Command> {
+    let names = subject.map(|subject| (subject.volume.name.as_str(), subject.node.as_str()));
+    let name = names.map(|(volume, node)| archive::name(volume, node, at));
+    Some(match step {
+        Step::Init => access.init(),
+        Step::Create { dump, files, exclude } => {
+            let subject = subject?;
+            let stdin_name = dump.as_ref().map(|dump| dump::name(&dump.database));
+            let source = Source { directory: &subject.volume.path, files: *files, exclude, stdin_name };
+            access.create(&archive::unproven(&name?), at, &Comment::of(subject).text(), &source)
+        }
+        Step::Prove => access.info(&archive::unproven(&name?)),
+        Step::Rename => {
+            let name = name?;
+            access.rename(&archive::unproven(&name), &name)
+        }
+        Step::DeleteUnproven => names.map(|(volume, node)| access.delete(&archive::unproven_glob(volume, node)))?,
+        Step::Prune { keep } => names.map(|(volume, node)| access.prune(&archive::glob(volume, node), keep))?,
+        Step::Compact => access.compact(),
+        Step::CheckRepository => access.check_repository(),
+        Step::CheckArchives => access.check_archives(),
+        // Each of the archives whose turn it is.
+        Step::VerifyData { .. } => access.verify("ARCHIVE"),
+        Step::FreeSpace { .. } | Step::Pre(_) | Step::Post(_) | Step::Quiesce(_) | Step::Resume(_) => return None,
+    })
+}
+
 /// Is the repository a directory of this node?
 pub fn is_local(location: &str) -> bool {
     location.starts_with('/') || location.starts_with("file://")
@@ -225,8 +258,6 @@ fn keeping(keep: &Keep) -> String {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
     use super::*;
     use crate::backup::inventory::{Mount, MountKind, Volume};
     use crate::backup::{OnError, Reason, Repository, Settings};

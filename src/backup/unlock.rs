@@ -19,11 +19,11 @@ const EXCLUSIVE: &str = "lock.exclusive";
 const ROSTER: &str = "lock.roster";
 const MAX_ROSTER: u64 = 1 << 20;
 
-/// Breaks what the dead run of `entry` holds. Was there anything?
+/// Breaks what the dead run of `entry` holds. `is_known`: its repository had archives, so that it is somewhere. Was there anything?
 ///
 /// # Errors
 /// Its target is not there, somebody else holds the lock too, or borg's; a sentence.
-pub async fn free(borg: &Borg, entry: &Entry) -> Result<bool, String> {
+pub async fn free(borg: &Borg, entry: &Entry, is_known: bool) -> Result<bool, String> {
     let dead = BTreeSet::from([entry.run.clone()]);
     let caches = borg.base().join(".cache").join("borg");
     let (own, of_caches) = (dead.clone(), caches.clone());
@@ -32,7 +32,11 @@ pub async fn free(borg: &Borg, entry: &Entry) -> Result<bool, String> {
         return Ok(freed);
     }
     let location = entry.repository.location.trim_start_matches("file://").to_owned();
-    let holders = apart(move || holders(Path::new(&location)).map_err(|error| format!("{location}: {error}"))).await?;
+    let found = apart(move || match holders(Path::new(&location)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !is_known => Ok(Vec::new()),
+        found => found.map_err(|error| format!("{location}: {error}")),
+    });
+    let holders = found.await?;
     // Whoever waits for the lock stands in line without holding it: then there is nothing of ours.
     if holders.is_empty() || may_break(&holders, &dead).is_err() && !holders.iter().any(|name| name.starts_with(&entry.holder)) {
         return Ok(freed);

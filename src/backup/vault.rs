@@ -7,12 +7,13 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::archive::{self, Comment};
+use super::archive;
 use super::borg::{Feed, Output};
-use super::command::{Access, Command, Source};
+use super::command::{Access, Command};
 use super::report::{Archives, Failure, Kind};
 use super::runner::Runner;
-use super::{Job, Keep, Progress, Sink, Stats, Subject, feed, keys};
+use super::step::{Step, command};
+use super::{Job, Progress, Sink, Stats, Subject, keys};
 
 /// Warnings that a run keeps.
 const MAX_WARNINGS: usize = 100;
@@ -52,9 +53,9 @@ pub struct Vault<'a> {
     runner: &'a Runner,
     run: String,
     job: &'a Job,
-    /// The final name of the archive that is to be, and whose it is.
+    subject: Option<&'a Subject>,
+    /// The final name of the archive that is to be.
     pub archive: Option<String>,
-    names: Option<(String, String)>,
     at: Timestamp,
     passphrase: PathBuf,
     sink: &'a Sink,
@@ -69,15 +70,14 @@ impl<'a> Vault<'a> {
         runner: &'a Runner,
         run: &str,
         job: &'a Job,
-        subject: Option<&Subject>,
+        subject: Option<&'a Subject>,
         (sink, stop): (&'a Sink, &'a CancellationToken),
         until: Instant,
     ) -> Result<Vault<'a>, String> {
         let passphrase = keys::passphrase(&runner.config, &runner.state).map_err(|failure| failure.to_string())?;
         let at = Timestamp::now();
-        let names = subject.map(|subject| (subject.volume.name.clone(), subject.node.clone()));
-        let archive = names.as_ref().map(|(volume, node)| archive::name(volume, node, at));
-        Ok(Vault { runner, run: run.to_owned(), job, archive, names, at, passphrase, sink, stop, until })
+        let archive = subject.map(|subject| archive::name(&subject.volume.name, &subject.node, at));
+        Ok(Vault { runner, run: run.to_owned(), job, subject, archive, at, passphrase, sink, stop, until })
     }
 
     /// What is left of the run's time.
@@ -87,6 +87,15 @@ impl<'a> Vault<'a> {
 
     fn access(&self) -> Access<'_> {
         self.runner.borg.access(&self.job.repository, Some(&self.passphrase), &self.run)
+    }
+
+    fn command(&self, step: &Step) -> Result<Command, String> {
+        command(step, &self.access(), self.subject, self.at).ok_or_else(|| "it is about no volume".to_owned())
+    }
+
+    /// A step that has no answer but that it went well.
+    async fn simply(&self, step: &Step, account: &mut Account) -> Result<(), String> {
+        self.ask(&self.command(step)?, account).await.map(drop).map_err(|failure| failure.to_string())
     }
 
     /// Asks borg. A lock that only the dead hold is broken on the way, once.
@@ -111,7 +120,7 @@ impl<'a> Vault<'a> {
     /// # Errors
     /// A sentence.
     pub async fn init(&self, account: &mut Account) -> Result<(), String> {
-        let glob = self.names.as_ref().map(|(volume, node)| archive::glob(volume, node));
+        let glob = self.subject.map(|subject| archive::glob(&subject.volume.name, &subject.node));
         let there = self.ask(&self.access().list_archives(glob.as_deref()), account).await;
         match there {
             Ok(_) => Ok(()),
@@ -120,7 +129,8 @@ impl<'a> Vault<'a> {
                 if runs.values().filter_map(|series| series.success.as_ref()).any(|run| run.repository == self.job.repository) {
                     return Err(format!("{} is not there any more: is its disk mounted?", self.job.repository.location));
                 }
-                self.ask(&self.access().init(), account).await.map(drop).map_err(|failure| failure.to_string())
+                // It warns of borg 1.0, and that the key is to be kept, which we say ourselves.
+                self.simply(&Step::Init, &mut Account::default()).await
             }
             Err(failure) => Err(failure.to_string()),
         }
@@ -130,20 +140,11 @@ impl<'a> Vault<'a> {
     ///
     /// # Errors
     /// A sentence.
-    pub async fn create(
-        &self,
-        subject: &Subject,
-        feed: Option<(feed::Feed, &'static str)>,
-        files: bool,
-        exclude: &[String],
-        account: &mut Account,
-    ) -> Result<(), String> {
-        let name = self.unproven()?;
-        let source = Source { directory: &subject.volume.path, files, exclude, stdin_name: feed.as_ref().map(|(_, name)| *name) };
-        let command = self.access().create(&name, self.at, &Comment::of(subject).text(), &source);
-        let output = self.fed(&command, feed.map(|(feed, _)| feed.bytes), account).await.map_err(|failure| failure.to_string())?;
+    pub async fn create(&self, step: &Step, subject: &Subject, feed: Option<Feed>, account: &mut Account) -> Result<(), String> {
+        let wanted = command(step, &self.access(), Some(subject), self.at).ok_or("it makes no archive")?;
+        let output = self.fed(&wanted, feed, account).await.map_err(|failure| failure.to_string())?;
         account.stats = output.stats;
-        account.archive = Some(name);
+        account.archive = Some(self.unproven()?);
         Ok(())
     }
 
@@ -153,7 +154,7 @@ impl<'a> Vault<'a> {
     /// A sentence.
     pub async fn prove(&self, account: &mut Account) -> Result<Option<Stats>, String> {
         let name = self.unproven()?;
-        let told = match self.ask(&self.access().info(&name), account).await {
+        let told = match self.ask(&self.command(&Step::Prove)?, account).await {
             Ok(output) => output.json::<Archives>().map_err(|failure| failure.to_string())?,
             Err(failure) if failure.kind == Kind::NoArchive => return Ok(None),
             Err(failure) => return Err(failure.to_string()),
@@ -161,53 +162,45 @@ impl<'a> Vault<'a> {
         Ok(told.archives.into_iter().find(|archive| archive.name == name).map(|archive| archive.stats.into()))
     }
 
+    /// Gives the archive its name.
+    ///
     /// # Errors
     /// A sentence.
     pub async fn rename(&self, account: &mut Account) -> Result<(), String> {
-        let (from, to) = (self.unproven()?, self.archive.clone().unwrap_or_default());
-        self.ask(&self.access().rename(&from, &to), account).await.map_err(|failure| failure.to_string())?;
-        account.archive = Some(to);
+        self.simply(&Step::Rename, account).await?;
+        account.archive.clone_from(&self.archive);
         Ok(())
     }
 
+    /// Deletes what earlier runs left unfinished.
+    ///
     /// # Errors
     /// A sentence.
     pub async fn delete_unproven(&self, account: &mut Account) -> Result<(), String> {
-        let (volume, node) = self.names()?;
-        let glob = archive::unproven_glob(volume, node);
-        let told = self.ask(&self.access().list_archives(Some(&glob)), account).await.map_err(|failure| failure.to_string())?;
-        if told.json::<Archives>().map_err(|failure| failure.to_string())?.archives.is_empty() {
-            return Ok(());
+        let glob = self.subject.map(|subject| archive::unproven_glob(&subject.volume.name, &subject.node));
+        let told = self.ask(&self.access().list_archives(glob.as_deref()), account).await.map_err(|failure| failure.to_string())?;
+        // Most of the time there is none, and looking is quicker.
+        match told.json::<Archives>().map_err(|failure| failure.to_string())?.archives.is_empty() {
+            true => Ok(()),
+            false => self.simply(&Step::DeleteUnproven, account).await,
         }
-        self.ask(&self.access().delete(&glob), account).await.map(drop).map_err(|failure| failure.to_string())
     }
 
+    /// Prunes or compacts.
+    ///
     /// # Errors
     /// A sentence.
-    pub async fn prune(&self, keep: &Keep, account: &mut Account) -> Result<(), String> {
-        let (volume, node) = self.names()?;
-        let command = self.access().prune(&archive::glob(volume, node), keep);
-        self.ask(&command, account).await.map(drop).map_err(|failure| failure.to_string())
+    pub async fn tidy(&self, step: &Step, account: &mut Account) -> Result<(), String> {
+        self.simply(step, account).await
     }
 
+    /// Checks the repository or its archives.
+    ///
     /// # Errors
-    /// A sentence.
-    pub async fn compact(&self, account: &mut Account) -> Result<(), String> {
-        self.ask(&self.access().compact(), account).await.map(drop).map_err(|failure| failure.to_string())
-    }
-
-    /// # Errors
-    /// A sentence.
-    pub async fn check_repository(&self, account: &mut Account) -> Result<String, String> {
-        self.ask(&self.access().check_repository(), account).await.map_err(|failure| failure.to_string())?;
-        Ok("the repository is whole".to_owned())
-    }
-
-    /// # Errors
-    /// A sentence.
-    pub async fn check_archives(&self, account: &mut Account) -> Result<String, String> {
-        self.ask(&self.access().check_archives(), account).await.map_err(|failure| failure.to_string())?;
-        Ok("the archives are whole".to_owned())
+    /// What is damaged, as a sentence.
+    pub async fn check(&self, step: &Step, account: &mut Account) -> Result<String, String> {
+        self.simply(step, account).await?;
+        Ok(if *step == Step::CheckRepository { "the repository is whole" } else { "the archives are whole" }.to_owned())
     }
 
     /// Reads all data of the archives whose turn it is.
@@ -228,10 +221,6 @@ impl<'a> Vault<'a> {
             read.map_err(|failure| format!("{name} cannot be read: {failure}"))?;
         }
         Ok(format!("all data of {} of {all} archives was read and is whole", chosen.len()))
-    }
-
-    fn names(&self) -> Result<(&str, &str), String> {
-        self.names.as_ref().map(|(volume, node)| (volume.as_str(), node.as_str())).ok_or_else(|| "it is about no volume".to_owned())
     }
 
     fn unproven(&self) -> Result<String, String> {
