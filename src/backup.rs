@@ -6,6 +6,7 @@ pub mod archive;
 pub mod borg;
 pub mod command;
 pub mod contents;
+pub mod courier;
 pub mod drill;
 pub mod due;
 pub mod dump;
@@ -20,6 +21,9 @@ pub mod keys;
 pub mod label;
 pub mod listing;
 pub mod lock;
+pub mod notice;
+pub mod outline;
+pub mod payload;
 pub mod placing;
 pub mod plan;
 pub mod queue;
@@ -31,11 +35,13 @@ pub mod restorer;
 pub mod room;
 pub mod runner;
 pub mod shelf;
+pub mod standing;
 pub mod step;
 pub mod survey;
 pub mod trial;
 pub mod unlock;
 pub mod vault;
+pub mod wording;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -247,6 +253,26 @@ impl Job {
 }
 
 impl Run {
+    /// What never got as far as being carried out.
+    pub fn failed(job: &Job, at: Timestamp, message: String) -> Run {
+        Run {
+            id: format!("{}-none", at.strftime("%Y%m%dT%H%M%S")),
+            task: job.task,
+            volume: job.volume.clone(),
+            target: job.target.clone(),
+            repository: job.repository.clone(),
+            archive: None,
+            began: at,
+            ended: at,
+            verdict: Verdict::Failed,
+            message,
+            warnings: Vec::new(),
+            more_warnings: 0,
+            stats: Stats::default(),
+            reason: job.reason,
+        }
+    }
+
     pub fn key(&self) -> SeriesKey {
         SeriesKey::new(self.task, self.volume.as_deref(), &self.target, &self.repository)
     }
@@ -299,6 +325,9 @@ pub enum Progress {
 
 /// Where [`Progress`] goes.
 pub type Sink = std::sync::Arc<dyn Fn(Progress) + Send + Sync>;
+
+#[cfg(test)]
+mod years;
 
 #[cfg(test)]
 mod tests {

@@ -11,6 +11,7 @@ mod given;
 mod issuer;
 pub mod keep;
 pub mod ldap;
+pub mod notify;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -25,11 +26,12 @@ use crate::diagnostic::{Diagnostic, Severity, nearest};
 use crate::label::SismicsAuth;
 
 pub use self::auth::Auth;
-pub use self::backup::{Backup, Notify};
+pub use self::backup::Backup;
 pub use self::dns::{Dns, DnsProvider, TsigAlgorithm};
 use self::given::Given;
 pub use self::issuer::{Acme, Challenge, Issuer};
 pub use self::ldap::{Ldap, Scheme};
+pub use self::notify::{Level, Notify};
 pub use self::settings::{SETTINGS, Setting};
 
 /// All settings. `config/skep.toml` lists every key with its default.
@@ -499,6 +501,7 @@ fn contradictions(config: &Config) -> Vec<Diagnostic> {
     findings.extend(dns::missing(&config.dns));
     findings.extend(issuer::contradictions(config));
     findings.extend(backup::contradictions(config));
+    findings.extend(notify::contradictions(config));
     let all: Vec<&SocketAddr> = config.http.listen.iter().chain(&config.https.listen).chain(&config.admin.listen).collect();
     for (index, address) in all.iter().enumerate() {
         let Some(other) =
@@ -552,6 +555,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     note(old.auth.key_rotation != new.auth.key_rotation, "auth.key-rotation");
     note(old.ldap != new.ldap, "ldap");
     note(old.backup != new.backup, "backup");
+    note(old.notify != new.notify, "notify");
     note(old.dns != new.dns, "dns");
     note(old.acme != new.acme, "acme");
     note(old.issuers != new.issuers, "issuer");

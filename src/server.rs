@@ -21,6 +21,7 @@ mod ports;
 mod probes;
 mod program;
 mod publish;
+mod saving;
 pub mod secrecy;
 mod signing;
 pub mod talk;
@@ -79,6 +80,7 @@ use self::listener::{Acceptor, BindError};
 use self::ports::Ports;
 use self::program::Program;
 use self::publish::{Publisher, Sources};
+use self::saving::Saving;
 use self::signing::Signing;
 use self::view::View;
 use self::worker::Workers;
@@ -280,6 +282,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let certifier = Certifier::open(config.clone(), store.clone(), challenges.clone(), publisher.live.clone(), files.clone(), records);
     let certifier = certifier.await.map_err(|error| Error::Start(format!("certificates cannot be read: {error}")))?;
     credentials.look(&obtained, &files);
+    let saving = Saving::new(config.clone(), publisher.live.clone(), store.clone());
     let conduit = Conduit { ledger: publisher.ledger.clone(), observer: recorder.clone() };
     let (mut workers, mut proxies) = (Workers::default(), Vec::new());
     for _ in 0..workers_wanted(&config) {
@@ -338,6 +341,9 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     tasks.spawn(credentials.follow(obtained, files, publisher.swapped.subscribe()));
     tasks.spawn(certifier.run(publisher.swapped.subscribe(), stopping.clone()));
     signing.start(publisher.live.clone(), publisher.swapped.subscribe(), &mut tasks);
+    if let Some(saving) = saving {
+        tasks.spawn(saving.run(stopping.clone()));
+    }
     let claimed = publisher.swapped.subscribe();
     let streams = Ports {
         conduit,

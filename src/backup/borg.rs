@@ -124,16 +124,17 @@ impl Borg {
     ) -> Result<Output, Failure> {
         let mut stdout = Vec::new();
         let mut output = {
-            let (child, mut from) = self.spawn(command)?;
-            let reading = async {
-                let read = (&mut from).take(MAX_ANSWER as u64 + 1).read_to_end(&mut stdout).await;
+            let (child, from) = self.spawn(command)?;
+            let answer = &mut stdout;
+            let reading = async move {
+                let read = from.take(MAX_ANSWER as u64 + 1).read_to_end(answer).await;
                 match read {
                     Ok(length) if length > MAX_ANSWER => Err(format!("borg's answer has more than {MAX_ANSWER} bytes")),
                     Ok(_) => Ok(()),
                     Err(error) => Err(error.to_string()),
                 }
             };
-            drive(child, feed, reading, sink, stop, limit).await?
+            drive((child, command.is_check), feed, reading, sink, stop, limit).await?
         };
         if let Ok(created) = serde_json::from_slice::<Created>(&stdout) {
             output.stats = created.archive.stats.into();
@@ -155,19 +156,20 @@ impl Borg {
     ) -> Result<Output, Failure> {
         let enough = stop.child_token();
         let mut satisfied = false;
-        let (child, mut from) = self.spawn(command)?;
-        let reading = async {
-            let mut from = BufReader::new(&mut from);
+        let (child, from) = self.spawn(command)?;
+        let (enough_said, satisfied_too) = (enough.clone(), &mut satisfied);
+        let reading = async move {
+            let mut from = BufReader::new(from);
             while let Some(line) = next_line(&mut from).await.map_err(|error| error.to_string())? {
                 if !each(&line) {
-                    satisfied = true;
-                    enough.cancel();
+                    *satisfied_too = true;
+                    enough_said.cancel();
                     return Ok(());
                 }
             }
             Ok(())
         };
-        match drive(child, None, reading, &quiet(), &enough, limit).await {
+        match drive((child, command.is_check), None, reading, &quiet(), &enough, limit).await {
             Err(failure) if satisfied && failure.kind == Kind::Stopped => Ok(Output::default()),
             ended => ended,
         }
@@ -185,14 +187,14 @@ impl Borg {
         limit: Duration,
     ) -> Result<Output, Failure> {
         let (child, mut from) = self.spawn(command)?;
-        let reading = async {
+        let reading = async move {
             let copied = async {
                 tokio::io::copy(&mut from, to).await?;
                 to.flush().await
             };
             copied.await.map_err(|error| error.to_string())
         };
-        drive(child, None, reading, &quiet(), stop, limit).await
+        drive((child, command.is_check), None, reading, &quiet(), stop, limit).await
     }
 
     /// Starts the command; its standard output lives as long as whoever reads it wants.
@@ -227,9 +229,10 @@ impl Borg {
     }
 }
 
-/// Serves the three streams of a command until it has ended; `reading` takes its answer.
+/// Serves the three streams of a command until it has ended; `reading` takes its answer, and owns that pipe: a borg that waits until
+/// somebody reads its answer hears no signal, so the pipe goes first.
 async fn drive(
-    mut child: Child,
+    (mut child, is_check): (Child, bool),
     feed: Option<Feed>,
     reading: impl Future<Output = Result<(), String>> + Send,
     sink: &Sink,
@@ -254,7 +257,8 @@ async fn drive(
         let listening = said.listen(stderr, sink);
         tokio::pin!(feeding, reading, listening);
         let mut open = (true, true, true);
-        while open != (false, false, false) {
+        // Once borg says nothing more, it is gone, and nobody waits for what it was to be fed with.
+        while open.1 || open.2 {
             tokio::select! {
                 done = &mut feeding, if open.0 => {
                     open.0 = false;
@@ -293,7 +297,7 @@ async fn drive(
         return Err(Failure::new(Kind::Other, reason));
     }
     let status = child.wait().await.map_err(|error| Failure::new(Kind::Other, format!("borg's end was not seen: {error}")))?;
-    report::ended(status.code(), &said.messages)?;
+    report::ended(status.code(), &said.messages, is_check)?;
     Ok(said.output())
 }
 

@@ -21,19 +21,25 @@ pub struct Command {
     pub directory: Option<PathBuf>,
     /// Something is streamed into it.
     pub input: bool,
+    /// It looks for damage: borg ends with a mere warning when it has found some.
+    pub is_check: bool,
 }
 
-/// As a line for a shell, to be tried by hand.
+/// As a line for a shell, to be tried by hand in [`Command::environment`].
 impl fmt::Display for Command {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(directory) = &self.directory {
             write!(formatter, "cd {} && ", quoted(&directory.to_string_lossy()))?;
         }
-        for (name, value) in &self.env {
-            write!(formatter, "{name}={} ", quoted(value))?;
-        }
         let words: Vec<String> = self.words.iter().map(|word| quoted(word)).collect();
         write!(formatter, "{}{}", words.join(" "), if self.input { " < DUMP" } else { "" })
+    }
+}
+
+impl Command {
+    /// Its environment, a line for a shell each.
+    pub fn environment(&self) -> Vec<String> {
+        self.env.iter().map(|(name, value)| format!("export {name}={}", quoted(value))).collect()
     }
 }
 
@@ -84,7 +90,8 @@ pub fn holder(run: &str) -> String {
 impl Access<'_> {
     /// Makes the repository.
     pub fn init(&self) -> Command {
-        self.command("init", &["--encryption=repokey-blake2", "--make-parent-dirs"], [self.repository.location.clone()])
+        // Its advice about ancient versions and about the key is ours to give.
+        self.command("init", &["--error", "--encryption=repokey-blake2", "--make-parent-dirs"], [self.repository.location.clone()])
     }
 
     /// Makes an archive of `source`.
@@ -137,16 +144,16 @@ impl Access<'_> {
     }
 
     pub fn check_repository(&self) -> Command {
-        self.command("check", &["--repository-only"], [self.repository.location.clone()])
+        Command { is_check: true, ..self.command("check", &["--repository-only"], [self.repository.location.clone()]) }
     }
 
     pub fn check_archives(&self) -> Command {
-        self.command("check", &["--archives-only"], [self.repository.location.clone()])
+        Command { is_check: true, ..self.command("check", &["--archives-only"], [self.repository.location.clone()]) }
     }
 
     /// Reads, decrypts and authenticates everything in one archive. `check --verify-data` would do that with the whole repository.
     pub fn verify(&self, name: &str) -> Command {
-        self.command("extract", &["--dry-run"], [self.archive(name)])
+        Command { is_check: true, ..self.command("extract", &["--dry-run"], [self.archive(name)]) }
     }
 
     /// All archives, or those of a glob, as JSON.
@@ -226,7 +233,7 @@ impl Access<'_> {
         all.push("--".to_owned());
         all.extend(rest);
         // `key export` is a command of a command: its options come after it.
-        Command { words: all, env: self.env(), directory: None, input: false }
+        Command { words: all, env: self.env(), directory: None, input: false, is_check: false }
     }
 
     fn env(&self) -> BTreeMap<String, String> {
@@ -318,7 +325,7 @@ mod tests {
             let source = Source { directory: Path::new("/v/_data"), files: true, exclude: &exclude, stdin_name: Some("dump/postgres.sql") };
             let command = access.create("v@n1-2026-11-23T02:00:07.unproven", at, r#"{"skep":1}"#, &source);
             assert!(command.input && command.directory.as_deref() == Some(Path::new("/v/_data")));
-            let line = command.to_string();
+            let line = format!("{}\n{command}", command.environment().join("\n"));
             for part in [
                 "cd /v/_data && ",
                 "BORG_PASSCOMMAND='cat '\\''/run/secrets/it'\\''\\'\\'''\\''s'\\'''",

@@ -31,18 +31,17 @@ const END: &str = "----- end of key -----";
 /// # Errors
 /// It cannot be read, others may read it, or it is empty.
 pub fn passphrase(config: &config::Backup, state: &Path) -> Result<PathBuf, Failure> {
-    let path = match &config.passphrase_file {
-        Some(path) => path.clone(),
-        None => {
-            let path = state.join("backup").join("passphrase");
-            if !path.exists() {
-                make(&path).map_err(|error| failure(&path, &format!("cannot be made: {error}")))?;
-            }
-            path
-        }
-    };
+    let path = place(config, state);
+    if config.passphrase_file.is_none() && !path.exists() {
+        make(&path).map_err(|error| failure(&path, &format!("cannot be made: {error}")))?;
+    }
     check(&path).map_err(|why| failure(&path, &why))?;
     Ok(path)
+}
+
+/// Where the passphrase is, or will be.
+pub fn place(config: &config::Backup, state: &Path) -> PathBuf {
+    config.passphrase_file.clone().unwrap_or_else(|| state.join("backup").join("passphrase"))
 }
 
 fn failure(path: &Path, why: &str) -> Failure {

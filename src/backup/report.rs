@@ -203,13 +203,17 @@ fn help(kind: Kind) -> &'static str {
     }
 }
 
-/// How a command ended, from its exit code (`None`: by a signal) and what it said.
+/// How a command ended, from its exit code (`None`: by a signal) and what it said. A check that warns has found damage.
 ///
 /// # Errors
 /// It failed.
-pub fn ended(code: Option<i32>, messages: &[Message]) -> Result<(), Failure> {
+pub fn ended(code: Option<i32>, messages: &[Message], is_check: bool) -> Result<(), Failure> {
     let last = || messages.iter().rev().find(|message| message.is_error).or(messages.last());
     match code {
+        Some(1 | 100..=127) if is_check => {
+            let text = messages.last().map_or("there is damage, and borg does not say where", |message| message.text.trim_end_matches('.'));
+            Err(Failure::new(Kind::Damaged, text))
+        }
         // 1 is a warning in every version; 1.4 has one code for each kind of warning, 100 to 127.
         Some(0 | 1 | 100..=127) => match messages.iter().find(|message| message.text.starts_with("Include pattern")) {
             Some(message) => Err(Failure::new(Kind::NoFile, message.text.replace("Include pattern", "the path"))),
@@ -467,8 +471,15 @@ mod tests {
             (Some(2), vec![], Some(Kind::Other)),
             (None, vec![], Some(Kind::Killed)),
         ] {
-            assert_eq!(ended(code, &messages).err().map(|failure| failure.kind), wanted, "{code:?} {messages:?}");
+            assert_eq!(ended(code, &messages, false).err().map(|failure| failure.kind), wanted, "{code:?} {messages:?}");
         }
+    }
+
+    #[test]
+    fn a_check_that_warns_has_found_damage() {
+        let warning = Message { is_error: false, id: String::new(), text: "ID: 86 rebuilt index: <not found>".into() };
+        assert_eq!(ended(Some(1), &[warning], true).expect_err("damage").kind, Kind::Damaged);
+        assert!(ended(Some(0), &[], true).is_ok());
     }
 
     proptest! {

@@ -37,17 +37,26 @@ pub async fn volume(subject: &Subject) -> Result<(), String> {
 /// # Errors
 /// They are not, or nobody knows; a sentence.
 pub async fn free(location: &str, bytes: u64) -> Result<(), String> {
-    let path = PathBuf::from(location.strip_prefix("file://").unwrap_or(location));
-    let asked = looked(move || {
-        let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned();
-        rustix::fs::statvfs(&there).map(|room| room.f_bavail.saturating_mul(room.f_frsize))
-    });
-    match asked.await {
+    match asked(location).await {
         Some(Ok(free)) if free >= bytes => Ok(()),
         Some(Ok(free)) => Err(format!("only {} are free at {location}, and backup.min-free wants {}", size(free), size(bytes))),
         Some(Err(error)) => Err(format!("nobody knows how much is free at {location}: {error}")),
         None => Err(format!("{location} does not answer")),
     }
+}
+
+/// Free bytes where `location` is or will be; `None`: nobody knows.
+pub async fn available(location: &str) -> Option<u64> {
+    asked(location).await?.ok()
+}
+
+async fn asked(location: &str) -> Option<rustix::io::Result<u64>> {
+    let path = PathBuf::from(location.strip_prefix("file://").unwrap_or(location));
+    looked(move || {
+        let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned();
+        rustix::fs::statvfs(&there).map(|room| room.f_bavail.saturating_mul(room.f_frsize))
+    })
+    .await
 }
 
 /// `None`: it took too long.

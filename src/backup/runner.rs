@@ -124,6 +124,11 @@ impl Runner {
             Err(why) => run.message = why,
         }
         run.ended = Timestamp::now();
+        if run.verdict == Verdict::Failed && stop.is_cancelled() {
+            // Neither a failure nor a success: the next plan finds it still to be done.
+            tracing::warn!(run = id, volume = what, target = job.target, "it was stopped");
+            return run;
+        }
         match run.verdict {
             Verdict::Failed => tracing::error!(run = id, volume = what, target = job.target, "it failed: {}", run.message),
             Verdict::Warning => tracing::warn!(run = id, volume = what, target = job.target, "it is done: {}", run.message),

@@ -22,7 +22,7 @@ use super::journal::Entry;
 use super::listing::{self, Choice};
 use super::reader::{Extraction, Reader};
 use super::runner::Runner;
-use super::{Database, Job, Progress, Run, Sink, Stats, Subject, Verdict, keys, placing, room};
+use super::{Database, Job, Progress, Run, Sink, Stats, Verdict, keys, placing, room};
 
 /// What a scratch directory needs beside the files' bytes.
 const SPARE: u64 = 64 << 20;
@@ -35,15 +35,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 const MAX_OUTPUT: usize = 64 << 10;
 const MAX_WARNINGS: usize = 100;
 
-/// Restores the newest archive of `subject` on trial, and remembers how that went.
-pub async fn drill(runner: &Runner, job: &Job, subject: &Subject, sink: &Sink, stop: &CancellationToken) -> Run {
-    let engine = Engine::connect(&runner.docker).await;
-    let engine = engine.inspect_err(|error| tracing::warn!("a drill loads no dump: {error}")).ok();
-    newest(runner, engine.as_ref(), job, &subject.node, sink, stop).await
-}
-
-/// The same of a volume that need not be there any more. Without an engine no dump is loaded.
-pub async fn newest(runner: &Runner, engine: Option<&Engine>, job: &Job, node: &str, sink: &Sink, stop: &CancellationToken) -> Run {
+/// Restores the newest archive of the job's volume on trial, and remembers how that went. Without an engine no dump is loaded.
+pub async fn drill(runner: &Runner, engine: Option<&Engine>, job: &Job, node: &str, sink: &Sink, stop: &CancellationToken) -> Run {
     let began = Timestamp::now();
     let id = format!("{}-{:08x}", began.strftime("%Y%m%dT%H%M%S"), fastrand::u32(..));
     let mut run = Run {

@@ -1,6 +1,6 @@
 //! `skep backup`: what is saved of the volumes of this node, and how that goes.
 
-use super::{Outcome, archives, drill, extract, guard, key, restore, tether};
+use super::{Outcome, archives, drill, extract, guard, key, restore, saving, tether};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -30,6 +30,12 @@ enum What {
     Check(drill::CheckArgs),
     /// Keep what opens the repositories in another place
     Key(key::Args),
+    /// How the backups of this node stand
+    Status(saving::StatusArgs),
+    /// What will be done and when, and what is not protected
+    Plan(saving::PlanArgs),
+    /// Save volumes now
+    Run(saving::RunArgs),
     /// Bring containers back when Skep does not; started by Skep itself
     #[command(hide = true)]
     Guard(guard::Args),
@@ -50,6 +56,9 @@ pub(super) fn run(args: Args) -> Outcome {
         What::Drill(args) => drill::drill(&args),
         What::Check(args) => drill::check(&args),
         What::Key(args) => key::run(&args),
+        What::Status(args) => saving::status(&args),
+        What::Plan(args) => saving::plan(&args),
+        What::Run(args) => saving::run(&args),
         What::Guard(args) => guard::run(args),
         What::Tether(args) => tether::run(&args),
     }

@@ -53,7 +53,7 @@ pub(super) fn drill(args: &DrillArgs) -> Outcome {
             }
             let job = job(Task::Drill, Some(volume), opened);
             let bar = Bar::new(None);
-            let run = trial::newest(&runner, engine.as_ref(), &job, &repositories.node, &bar.sink(), &repositories.stop).await;
+            let run = trial::drill(&runner, engine.as_ref(), &job, &repositories.node, &bar.sink(), &repositories.stop).await;
             bar.clear();
             if !args.json {
                 output::print(&line(&run))?;

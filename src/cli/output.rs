@@ -52,6 +52,11 @@ pub(super) fn harmless(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
+/// The same for several lines.
+pub(super) fn harmless_lines(text: &str) -> String {
+    text.split('\n').map(harmless).collect::<Vec<_>>().join("\n")
+}
+
 /// Rows in columns two spaces apart; the last column is as long as it is. Empty cells at a row's end leave no blanks.
 pub(super) fn aligned(rows: &[Vec<String>], indent: usize) -> String {
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| harmless(cell)).collect()).collect();

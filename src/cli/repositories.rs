@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -23,10 +22,9 @@ use crate::backup::{Repository, Runs, keys};
 use crate::config::Config;
 use crate::config::backup::Target;
 use crate::diagnostic::Diagnostic;
-use crate::store::keyed::Keyed;
 
 use super::settings::ConfigFile;
-use super::{Failure, output};
+use super::{Failure, desk, output};
 
 /// The name of a repository that somebody named by hand, where targets have theirs.
 const NAMED: &str = "-";
@@ -64,7 +62,6 @@ pub(super) struct Repositories {
     /// By target, in the configuration's order.
     pub all: Vec<Opened>,
     pub stop: CancellationToken,
-    pub run: String,
 }
 
 #[derive(Clone)]
@@ -116,7 +113,9 @@ impl Place {
             (Some(path), _) => Some(path.clone()),
             (None, Some(path)) if path.exists() => Some(path),
             (None, _) => {
-                return Err(Failure::said("say where the passphrase is, with --passphrase-file, or that there is none, with --unencrypted"));
+                return Err(Failure::said(
+                    "say where the passphrase is, with --passphrase-file, or that there is none, with --unencrypted",
+                ));
             }
         };
         if let Some(path) = &passphrase {
@@ -131,13 +130,13 @@ impl Place {
         let reader = Reader::new(borg.clone(), Repository { location, name }, passphrase, run.clone()).foreign();
         let state = config.state.directory.clone().unwrap_or_else(|| temporary.0.clone());
         let all = vec![Opened { target: NAMED.to_owned(), reader }];
-        Ok(Repositories { config, state, _temporary: Some(temporary), borg, node: host(), all, stop, run })
+        Ok(Repositories { config, state, _temporary: Some(temporary), borg, node: host(), all, stop })
     }
 
     async fn configured(&self, config: Config, stop: CancellationToken, run: String) -> Result<Repositories, Failure> {
         let targets = chosen(&config.backup.targets, self.target.as_deref())?;
         let state = state(&config)?;
-        let passphrase = config.backup.passphrase_file.clone().unwrap_or_else(|| state.join("backup").join("passphrase"));
+        let passphrase = keys::place(&config.backup, &state);
         if !passphrase.exists() {
             let help = "nothing was saved from here yet, or name the file with --passphrase-file";
             return Err(Failure::said(format!("there is no passphrase at {}\n  {help}", passphrase.display())));
@@ -156,7 +155,7 @@ impl Place {
                 all.push(Opened { target: target.name.clone(), reader });
             }
         }
-        Ok(Repositories { config, state, _temporary: None, borg, node, all, stop, run })
+        Ok(Repositories { config, state, _temporary: None, borg, node, all, stop })
     }
 }
 
@@ -284,14 +283,9 @@ pub(super) fn state(config: &Config) -> Result<PathBuf, Failure> {
     config.state.directory.clone().ok_or_else(|| Failure::said(missing))
 }
 
-/// What is remembered of backups, in the store of the running edge.
+/// What is remembered of backups.
 pub(super) fn shelf(config: &Config) -> Result<Shelf, Failure> {
-    let state = state(config)?;
-    let (store, findings) = Keyed::open(&state).map_err(Failure::said)?;
-    if !findings.is_empty() {
-        output::note(crate::diagnostic::render(&findings, output::color_on_stderr()).trim_end());
-    }
-    Shelf::open(&state, Arc::new(store)).map_err(Failure::said)
+    desk::shelf(config).map(|(_, shelf)| shelf)
 }
 
 /// Nothing where nothing is remembered, or cannot be read: archives are there all the same.

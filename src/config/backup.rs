@@ -1,4 +1,4 @@
-//! `[backup]`: where volumes are saved to, when, and what is kept. `[notify]`: who hears how that went.
+//! `[backup]`: where volumes are saved to, when, and what is kept.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -86,35 +86,6 @@ pub struct Target {
     pub location: String,
 }
 
-/// Who hears of what needs somebody.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notify {
-    /// URLs that get generic JSON, in Slack's and Mattermost's form, and topics of ntfy. As they are secrets, a file may hold them:
-    /// `file:/run/secrets/hook`.
-    pub webhooks: Vec<String>,
-    pub slack: Vec<String>,
-    pub ntfy: Vec<String>,
-    /// `smtps://user@host:465`, `smtp://host:25`; with STARTTLS where the server has it, always with a user.
-    pub smtp: Option<String>,
-    pub smtp_password_file: Option<PathBuf>,
-    pub mail_from: Option<String>,
-    pub mail_to: Vec<String>,
-    /// Told from this on: failures only, warnings too, or successes too.
-    pub level: Level,
-    /// Base URLs of a healthchecks-style service: `/start`, nothing and `/fail` are added.
-    pub ping: Vec<String>,
-    /// What has not changed is told again so often.
-    pub repeat: Duration,
-}
-
-/// From which weight on something is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    Success,
-    Warning,
-    Error,
-}
-
 impl Default for Backup {
     fn default() -> Backup {
         const HOUR: Duration = Duration::from_secs(3600);
@@ -154,23 +125,6 @@ impl Default for Backup {
             ssh_key: None,
             ssh_known_hosts: None,
             borg: "borg".to_owned(),
-        }
-    }
-}
-
-impl Default for Notify {
-    fn default() -> Notify {
-        Notify {
-            webhooks: Vec::new(),
-            slack: Vec::new(),
-            ntfy: Vec::new(),
-            smtp: None,
-            smtp_password_file: None,
-            mail_from: None,
-            mail_to: Vec::new(),
-            level: Level::Warning,
-            ping: Vec::new(),
-            repeat: Duration::from_secs(24 * 3600),
         }
     }
 }
@@ -462,4 +416,155 @@ pub(super) fn contradictions(config: &Config) -> Vec<Diagnostic> {
         findings.push(finding.help("a paused container goes on after pause-limit, a run ends after timeout"));
     }
     findings
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{needs_restart, parse};
+
+    fn codes(text: &str) -> (Option<Config>, Vec<String>) {
+        let (config, findings) = parse("skep.toml", &format!("[backup]\n{text}"), &[]);
+        assert!(findings.iter().all(|finding| finding.help.is_some()), "{findings:?}");
+        (config, findings.into_iter().map(|finding| finding.code).collect())
+    }
+
+    fn named(text: &str) -> Vec<(String, String)> {
+        let (config, findings) = codes(&format!("targets = {text}"));
+        assert_eq!(findings, [""; 0], "{text}");
+        config.expect("usable").backup.targets.into_iter().map(|target| (target.name, target.location)).collect()
+    }
+
+    #[test]
+    fn one_line_is_enough() {
+        let targets = "[\"/srv/backups/\", \"offsite=ssh://u@h.example:23/./skep\", \"ssh://[2001:db8::7]:22/b\", \"ssh://nas/b\"]";
+        let wanted = [
+            ("backups", "/srv/backups"),
+            ("offsite", "ssh://u@h.example:23/./skep"),
+            ("2001-db8--7", "ssh://[2001:db8::7]:22/b"),
+            ("nas", "ssh://nas/b"),
+        ];
+        assert_eq!(named(targets), wanted.map(|(name, location)| (name.to_owned(), location.to_owned())));
+        assert_eq!(named("\"off\""), []);
+        let variable = [("SKEP_BACKUP_TARGETS".to_owned(), "/srv/b, x=ssh://h/b".to_owned())];
+        let (config, _) = parse("skep.toml", "", &variable);
+        assert_eq!(config.expect("usable").backup.targets.len(), 2);
+    }
+
+    #[test]
+    fn all_that_can_be_set() {
+        let text = "targets = [\"/b\"]\npassphrase-file = \"/run/secrets/p\"\nrequire-key-export = false\nschedule = \"@daily\"\n\
+                    keep = \"last 3\"\nmode = \"pause\"\nexclude = [\"cache/*\"]\ntimeout = \"2h\"\ntime-zone = \"Europe/Paris\"\n\
+                    jitter = \"0s\"\nwindow = \"22-6\"\npause-limit = \"10s\"\nparallel = 2\nparallel-per-target = 2\nnice = 0\n\
+                    io-idle = false\nupload-limit = \"10MB\"\ncompression = \"auto,zlib,6\"\nlock-wait = \"0s\"\nretries = 0\n\
+                    retry-pause = \"1s\"\ncheck-repository = \"off\"\ncheck-archives = \"60d\"\nverify-data = \"off\"\nverify-slices = 1\n\
+                    drill = \"off\"\nscratch = \"/scratch\"\noverdue = \"1h\"\nshrink = 90\nmin-free = \"off\"\nvolumes = \"/volumes\"\n\
+                    ssh-key = \"/k\"\nssh-known-hosts = \"/h\"\nborg = \"/opt/borg\"";
+        let (config, findings) = codes(text);
+        assert_eq!(findings, [""; 0]);
+        let config = config.expect("usable");
+        let (backup, default) = (&config.backup, Backup::default());
+        assert_eq!((backup.upload_limit, backup.min_free, backup.drill), (Some(10_000_000), 0, None));
+        assert_eq!((backup.check_archives, backup.zone().iana_name()), (Some(Duration::from_secs(60 * 86_400)), Some("Europe/Paris")));
+        assert!(backup.hours().is_some() && backup.window != default.window && backup.borg != default.borg);
+        assert_eq!(needs_restart(&Config::default(), &config), ["backup"]);
+    }
+
+    #[test]
+    fn mistakes_are_told_with_what_to_write() {
+        for (text, code) in [
+            ("targets = 1", "bad-type"),
+            ("targets = [\"backups\"]", "bad-target"),
+            ("targets = [\"./backups\"]", "bad-target"),
+            ("targets = [\"/\"]", "bad-target"),
+            ("targets = [\"/a/../b\"]", "bad-target"),
+            ("targets = [\"/a b\"]", "bad-target"),
+            ("targets = [\"/{hostname}\"]", "bad-target"),
+            ("targets = [\"a:b=/x\"]", "bad-target"),
+            ("targets = [\"=/x\"]", "bad-target"),
+            ("targets = [\"a b=/x\"]", "bad-target"),
+            ("targets = [\"u@h:backups\"]", "bad-target"),
+            ("targets = [\"file:///srv/b\"]", "bad-target"),
+            ("targets = [\"s3://bucket/b\"]", "bad-target"),
+            ("targets = [\"ssh://h\"]", "bad-target"),
+            ("targets = [\"ssh://h/\"]", "bad-target"),
+            ("targets = [\"ssh://h/./\"]", "bad-target"),
+            ("targets = [\"ssh://u:pw@h/b\"]", "bad-target"),
+            ("targets = [\"ssh://-oProxyCommand=x/b\"]", "bad-target"),
+            ("targets = [\"ssh://-u@h/b\"]", "bad-target"),
+            ("targets = [\"ssh://h:0/b\"]", "bad-target"),
+            ("targets = [\"ssh://h:x/b\"]", "bad-target"),
+            ("targets = [\"ssh://[h]/b\"]", "bad-target"),
+            ("targets = [\"/a/b\", \"/c/b\"]", "target-twice"),
+            ("targets = [\"x=/a\", \"x=/b\"]", "target-twice"),
+            ("targets = [\"/a\", \"b=/a/\"]", "target-twice"),
+            ("schedule = \"* * * * *\"", "bad-schedule"),
+            ("schedule = \"0 0 30 2 *\"", "bad-schedule"),
+            ("keep = \"0d\"", "bad-keep"),
+            ("mode = \"scale\"", "bad-word"),
+            ("exclude = [\"/etc\"]", "bad-pattern"),
+            ("exclude = [\"../x\"]", "bad-pattern"),
+            ("time-zone = \"Paris\"", "bad-time-zone"),
+            ("window = \"22\"", "bad-window"),
+            ("compression = \"zip\"", "bad-compression"),
+            ("compression = \"zstd,23\"", "bad-compression"),
+            ("compression = \"lz4,1\"", "bad-compression"),
+            ("timeout = \"1s\"", "out-of-range"),
+            ("jitter = \"2d\"", "out-of-range"),
+            ("pause-limit = \"2h\"", "out-of-range"),
+            ("parallel = 0", "out-of-range"),
+            ("nice = 20", "out-of-range"),
+            ("retries = 21", "out-of-range"),
+            ("drill = \"1m\"", "out-of-range"),
+            ("shrink = 0", "out-of-range"),
+            ("shrink = \"50%\"", "bad-type"),
+            ("min-free = \"much\"", "bad-size"),
+            ("passphrase-file = \"p\"", "bad-path"),
+            ("ssh-key = \"~/.ssh/id\"", "bad-path"),
+            ("borg = \"-x\"", "bad-program"),
+            ("borg = \"bin/borg\"", "bad-program"),
+            ("shedule = \"@daily\"", "unknown-setting"),
+        ] {
+            let (config, found) = codes(text);
+            assert_eq!((config.is_none(), found.first().map(String::as_str)), (true, Some(code)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_goes_wrong_together_is_told() {
+        const FINE: &str = "targets = [\"/srv/backups\"]\n";
+        for (text, code, usable) in [
+            ("retries = 1", "backup-without-targets", true),
+            (&format!("{FINE}[state]\ndirectory = \"off\""), "backup-without-state", false),
+            (&format!("{FINE}[docker]\nenabled = false"), "backup-without-docker", true),
+            (&format!("{FINE}scratch = \"/srv/backups/scratch\""), "backup-in-target", false),
+            (&format!("{FINE}pause-limit = \"1m\"\ntimeout = \"1m\""), "pause-order", false),
+        ] {
+            let (config, found) = codes(text);
+            assert_eq!((config.is_some(), found), (usable, vec![code.to_owned()]), "{text}");
+        }
+    }
+
+    proptest! {
+        /// No location that is accepted can be an option, a placeholder of borg's, or several words.
+        #[test]
+        fn an_accepted_target_is_harmless(text in "\\PC{0,30}|([a-z]{1,4}=)?(ssh://|/)[a-z@:./{}\\[\\]0-9 -]{0,24}") {
+            if let Ok(target) = target(&text) {
+                prop_assert!(target.location.starts_with('/') || target.location.starts_with("ssh://"));
+                let odd = target.location.contains(|c: char| "{}'\"\\".contains(c) || c.is_whitespace() || c.is_control());
+                prop_assert!(!odd && !target.location.contains("//-"));
+                prop_assert!(!target.name.is_empty() && !target.name.starts_with('-') && !target.name.contains('/'));
+            }
+        }
+
+        #[test]
+        fn an_accepted_pattern_stays_in_the_volume(text in "\\PC{0,20}|(sh:|fm:|pp:|pf:)?[a-z./*]{0,12}") {
+            if pattern(&text).is_ok() {
+                let path = text.split_once(':').map_or(text.as_str(), |(style, rest)| if style.len() == 2 { rest } else { &text });
+                prop_assert!(!path.starts_with('/') && (text.starts_with("re:") || path.split('/').all(|part| part != "..")));
+            }
+        }
+    }
 }

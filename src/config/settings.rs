@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::given::Given;
 use super::{
     AccessLogFormat, Challenge, Config, DefaultCertificate, DnsProvider, Profile, ProxyProtocol, Scheme, ServerTiming, TraceTrust,
-    TsigAlgorithm, auth, backup, dns, issuer, ldap,
+    TsigAlgorithm, auth, backup, dns, issuer, ldap, notify,
 };
 use crate::diagnostic::{Diagnostic, brief, nearest};
 use crate::label::{SismicsAuth, Value, bytes as label_bytes, duration as label_duration};
@@ -207,6 +207,17 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("backup.ssh-key", |c, g| put(&mut c.backup.ssh_key, backup::path(g))),
     Setting::new("backup.ssh-known-hosts", |c, g| put(&mut c.backup.ssh_known_hosts, backup::path(g))),
     Setting::new("backup.borg", |c, g| put(&mut c.backup.borg, backup::program(g))),
+    Setting::new("notify.webhooks", |c, g| put(&mut c.notify.webhooks, notify::list(g))),
+    Setting::new("notify.slack", |c, g| put(&mut c.notify.slack, notify::list(g))),
+    Setting::new("notify.ntfy", |c, g| put(&mut c.notify.ntfy, notify::list(g))),
+    Setting::new("notify.smtp", |c, g| put(&mut c.notify.smtp, optional_text(g, "smtps://user@mail.example.com"))),
+    Setting::new("notify.smtp-password-file", |c, g| put(&mut c.notify.smtp_password_file, optional_path(g))),
+    Setting::new("notify.mail-from", |c, g| put(&mut c.notify.mail_from, optional_text(g, "Skep <skep@example.com>"))),
+    Setting::new("notify.mail-to", |c, g| put(&mut c.notify.mail_to, notify::list(g))),
+    Setting::new("notify.level", |c, g| put(&mut c.notify.level, word(g, notify::LEVELS))),
+    Setting::new("notify.repeat", |c, g| put(&mut c.notify.repeat, duration(g, MINUTE..=YEAR))),
+    Setting::new("notify.ping", |c, g| put(&mut c.notify.ping, notify::list(g))),
+    Setting::new("notify.ca", |c, g| put(&mut c.notify.ca, optional_path(g))),
     Setting::new("acme.email", |c, g| put(&mut c.acme.email, issuer::email(g))),
     Setting::new("acme.agree-tos", |c, g| put(&mut c.acme.agree_tos, flag(g))),
     Setting::new("acme.issuers", |c, g| put(&mut c.acme.issuers, names(g))),

@@ -4,6 +4,8 @@ mod acme;
 mod attacks;
 mod authority;
 mod authorize;
+mod borg;
+mod borgs;
 mod browser;
 mod certs;
 mod clients;

@@ -1,0 +1,439 @@
+//! How each volume stands at each target, and each repository: one report for `skep backup status`, the admin listener, the metrics and the
+//! notices, so that no view can tell another story. What is missing is told as what failed is.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Backup;
+use crate::config::backup::Target;
+use crate::config::cron::Schedule;
+
+use super::plan::{Held, repository};
+use super::survey::Unprotected;
+use super::{Job, Progress, Reason, Repository, Run, Runs, Series, SeriesKey, Stats, Subject, Task, Verdict};
+
+/// All that a report depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    pub node: &'a str,
+    pub subjects: &'a [Subject],
+    pub unprotected: &'a [Unprotected],
+    pub runs: &'a Runs,
+    /// The plan: the next job of each series.
+    pub jobs: &'a [Job],
+    pub under_way: &'a [(Job, Option<Progress>)],
+    /// Repositories whose keys are nowhere else.
+    pub held: &'a [Held],
+    /// Free bytes by the name of the target, where they can be known.
+    pub free: &'a BTreeMap<String, u64>,
+    /// Archives of a repository that were to be there after the last run, and those that are.
+    pub archives: &'a BTreeMap<Repository, (u64, u64)>,
+    /// Since when a volume is to be saved to a target, by [`place`]: kept by `Told`, as a volume that was never saved has no run.
+    pub seen: &'a BTreeMap<String, Timestamp>,
+    pub config: &'a Backup,
+    pub now: Timestamp,
+}
+
+/// How everything stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    pub node: String,
+    pub at: Option<Timestamp>,
+    pub summary: Summary,
+    /// By volume, then in the order of the targets.
+    pub volumes: Vec<Standing>,
+    pub repositories: Vec<Keeping>,
+    pub unprotected: Vec<Unprotected>,
+}
+
+/// Volumes by state; one that is saved to two targets counts twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Summary {
+    pub good: usize,
+    pub warning: usize,
+    pub failed: usize,
+    pub overdue: usize,
+    pub never: usize,
+    pub held: usize,
+    pub running: usize,
+    /// Not saved at all.
+    pub unprotected: usize,
+    /// Repositories with something to say about them.
+    pub repositories: usize,
+}
+
+/// One volume at one target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Standing {
+    pub volume: String,
+    pub target: String,
+    pub repository: Repository,
+    pub service: Option<String>,
+    pub stack: Option<String>,
+    pub owner: Option<String>,
+    pub state: State,
+    /// Why it stands so; one sentence, empty where nothing is to be said.
+    pub message: String,
+    pub success: Option<Success>,
+    /// The latest run, whatever became of it.
+    pub last: Option<Last>,
+    /// Failed runs since the last success.
+    pub failures: u32,
+    /// Seconds since the last success; `None`: there was none.
+    pub age: Option<u64>,
+    /// From when on a success is missed, and whether it is.
+    pub overdue_at: Option<Timestamp>,
+    pub overdue: bool,
+    pub next: Option<Timestamp>,
+    /// What goes on with it now.
+    pub doing: Option<Doing>,
+    /// `None`: trials are off, and there was none.
+    pub drill: Option<Check>,
+}
+
+/// In the order of how much it matters, the most last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Good,
+    /// All is well, and a run is under way; what is not well says so even then.
+    Running,
+    /// There was no run yet, and none is missed.
+    Never,
+    /// The last run made an archive, and something is to be said about it.
+    Warning,
+    /// The last run failed.
+    Failed,
+    /// There was no success for too long.
+    Overdue,
+    /// Nothing is done on schedule before somebody keeps the repository's key elsewhere.
+    Held,
+}
+
+impl State {
+    pub const ALL: [State; 7] = [State::Good, State::Running, State::Never, State::Warning, State::Failed, State::Overdue, State::Held];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Good => "good",
+            State::Running => "running",
+            State::Never => "never",
+            State::Warning => "warning",
+            State::Failed => "failed",
+            State::Overdue => "overdue",
+            State::Held => "held",
+        }
+    }
+}
+
+/// The last run that made a good archive.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Success {
+    pub at: Timestamp,
+    pub archive: Option<String>,
+    pub stats: Stats,
+    /// Of the run.
+    pub seconds: u64,
+}
+
+/// The latest run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Last {
+    pub id: String,
+    pub at: Timestamp,
+    pub verdict: Verdict,
+    pub message: String,
+    pub warnings: u64,
+    pub seconds: u64,
+    /// The first of the failed runs that this one is a try of: what belongs together has one.
+    pub incident: String,
+    /// When it is tried again, for a failed one; `None`: not before its next hour.
+    pub retry: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Doing {
+    pub task: Task,
+    pub progress: Option<Progress>,
+}
+
+/// A check of a repository, or a trial of a volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    pub task: Task,
+    pub state: State,
+    pub last: Option<Last>,
+    /// When it last ended well, and how many seconds ago.
+    pub success: Option<Timestamp>,
+    pub age: Option<u64>,
+    pub next: Option<Timestamp>,
+}
+
+/// One repository.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Keeping {
+    pub target: String,
+    pub repository: Repository,
+    /// Why nothing is done with it on schedule.
+    pub held: Option<String>,
+    /// Free bytes where it lies, and whether that is less than there must be.
+    pub free: Option<u64>,
+    pub low: bool,
+    /// Archives that were there and those that are, where more are gone than pruning explains.
+    pub lost: Option<(u64, u64)>,
+    pub checks: Vec<Check>,
+}
+
+/// What [`Facts::seen`] calls a volume at a target; neither name holds a space.
+pub fn place(volume: &str, target: &str) -> String {
+    format!("{volume} {target}")
+}
+
+/// The report as of now.
+pub fn standing(facts: &Facts<'_>) -> Report {
+    let zone = facts.config.zone();
+    let volumes: Vec<Standing> = facts
+        .subjects
+        .iter()
+        .flat_map(|subject| {
+            let schedule = Schedule::parse(&subject.settings.schedule).unwrap_or_else(|_| Schedule::nightly());
+            let period = schedule.period(facts.now, &zone);
+            facts.config.targets.iter().map(move |target| volume(facts, subject, target, period))
+        })
+        .collect();
+    let mut keepings: BTreeMap<(&str, &Repository), Keeping> = BTreeMap::new();
+    for standing in &volumes {
+        let key = (standing.target.as_str(), &standing.repository);
+        keepings.entry(key).or_insert_with(|| keeping(facts, &standing.target, &standing.repository));
+    }
+    let repositories: Vec<Keeping> = keepings.into_values().collect();
+    let mut unprotected = facts.unprotected.to_vec();
+    if facts.config.targets.is_empty() {
+        unprotected.extend(facts.subjects.iter().map(|subject| Unprotected {
+            what: format!("volume {}", subject.volume.name),
+            why: "its labels ask for it, but no target is configured: set backup.targets".to_owned(),
+        }));
+    }
+    let summary = summary(&volumes, &repositories, unprotected.len());
+    Report { node: facts.node.to_owned(), at: Some(facts.now), summary, volumes, repositories, unprotected }
+}
+
+fn summary(volumes: &[Standing], repositories: &[Keeping], unprotected: usize) -> Summary {
+    let mut summary = Summary { unprotected, ..Summary::default() };
+    for standing in volumes {
+        *match standing.state {
+            State::Good => &mut summary.good,
+            State::Running => &mut summary.running,
+            State::Never => &mut summary.never,
+            State::Warning => &mut summary.warning,
+            State::Failed => &mut summary.failed,
+            State::Overdue => &mut summary.overdue,
+            State::Held => &mut summary.held,
+        } += 1;
+    }
+    summary.repositories = repositories.iter().filter(|keeping| keeping.is_ailing()).count();
+    summary
+}
+
+impl Keeping {
+    /// Is something to be said about it?
+    pub fn is_ailing(&self) -> bool {
+        self.held.is_some() || self.low || self.lost.is_some() || self.checks.iter().any(|check| check.state >= State::Warning)
+    }
+}
+
+/// A clock may be set back by so much without a run counting as one of the future.
+const SKEW: SignedDuration = SignedDuration::from_hours(1);
+/// Fewer archives than these can be gone by other means than an accident.
+const FEW: u64 = 4;
+
+fn volume(facts: &Facts<'_>, subject: &Subject, target: &Target, period: Duration) -> Standing {
+    let name = &subject.volume.name;
+    let repository = repository(target, &subject.node, subject.owner.as_deref());
+    let watch = Watch::new(facts, Task::Save, Some(name), &target.name, &repository);
+    let seen = facts.seen.get(&place(name, &target.name)).copied();
+    let judged = watch.judge(period, seen);
+    let held = facts.held.iter().find(|held| held.repository == repository && held.target == target.name);
+    let doing = facts.under_way.iter().find(|(job, _)| job.volume.as_ref() == Some(name) && job.target == target.name);
+    let state = match judged.state {
+        _ if held.is_some() => State::Held,
+        State::Good | State::Never if doing.is_some() => State::Running,
+        state => state,
+    };
+    let message = match (state, held, &judged.last) {
+        (State::Held, Some(held), _) => held.why.clone(),
+        (State::Overdue, ..) => late(judged.age, judged.last.as_ref()),
+        (State::Failed | State::Warning, _, Some(last)) => last.message.clone(),
+        _ => String::new(),
+    };
+    Standing {
+        volume: name.clone(),
+        target: target.name.clone(),
+        service: subject.service.clone(),
+        stack: subject.stack.clone(),
+        owner: subject.owner.clone(),
+        state,
+        message,
+        success: watch.series.and_then(|series| series.success.as_ref()).map(|run| Success {
+            at: run.ended,
+            archive: run.archive.clone(),
+            stats: run.stats,
+            seconds: seconds(run),
+        }),
+        failures: watch.series.map_or(0, Series::failures),
+        age: judged.age,
+        overdue_at: judged.overdue_at,
+        overdue: judged.state == State::Overdue,
+        next: watch.next().map(|job| job.due),
+        doing: doing.map(|(job, progress)| Doing { task: job.task, progress: progress.clone() }),
+        drill: check(facts, Task::Drill, facts.config.drill, Some(name), &target.name, &repository),
+        last: judged.last,
+        repository,
+    }
+}
+
+fn late(age: Option<u64>, last: Option<&Last>) -> String {
+    let since = match age {
+        Some(age) => format!("the last good archive is {} old", long(age)),
+        None => "there is no good archive yet".to_owned(),
+    };
+    match last.filter(|last| last.verdict == Verdict::Failed) {
+        Some(last) => format!("{since}; the last run failed: {}", last.message),
+        None => format!("{since}, and no run has ended since"),
+    }
+}
+
+/// A time as people say it: `3 days`, `26 hours`, `5 minutes`.
+pub fn long(seconds: u64) -> String {
+    let (count, unit) = match seconds {
+        0..7200 => (seconds / 60, "minute"),
+        7200..172_800 => (seconds / 3600, "hour"),
+        _ => (seconds / 86_400, "day"),
+    };
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
+}
+
+fn keeping(facts: &Facts<'_>, target: &str, repository: &Repository) -> Keeping {
+    let config = facts.config;
+    let kinds = [
+        (Task::CheckRepository, config.check_repository),
+        (Task::CheckArchives, config.check_archives),
+        (Task::VerifyData, config.verify_data),
+    ];
+    let held = facts.held.iter().find(|held| held.repository == *repository && held.target == target);
+    let free = facts.free.get(target).copied();
+    let lost = facts.archives.get(repository).copied().filter(|(before, now)| before.saturating_sub(*now) >= FEW && now * 2 <= *before);
+    Keeping {
+        target: target.to_owned(),
+        repository: repository.clone(),
+        held: held.map(|held| held.why.clone()),
+        free,
+        low: free.is_some_and(|free| free < config.min_free),
+        lost,
+        checks: kinds.into_iter().filter_map(|(task, every)| check(facts, task, every, None, target, repository)).collect(),
+    }
+}
+
+/// How something stands that is done every so often; `None`: it is off, and was never done.
+fn check(
+    facts: &Facts<'_>,
+    task: Task,
+    every: Option<Duration>,
+    volume: Option<&str>,
+    target: &str,
+    repository: &Repository,
+) -> Option<Check> {
+    let watch = Watch::new(facts, task, volume, target, repository);
+    if every.is_none() && watch.series.is_none() {
+        return None;
+    }
+    // Its turn comes at some moment of each period, so between two of them there may be two.
+    let period = every.map_or(Duration::MAX, |every| every.saturating_mul(2));
+    let judged = watch.judge(period, None);
+    let success = watch.success().map(|run| run.ended);
+    Some(Check { task, state: judged.state, last: judged.last, success, age: judged.age, next: watch.next().map(|job| job.due) })
+}
+
+/// One series with what is known around it.
+struct Watch<'a> {
+    facts: &'a Facts<'a>,
+    key: SeriesKey,
+    series: Option<&'a Series>,
+}
+
+struct Judged {
+    state: State,
+    last: Option<Last>,
+    age: Option<u64>,
+    overdue_at: Option<Timestamp>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(facts: &'a Facts<'a>, task: Task, volume: Option<&str>, target: &str, repository: &Repository) -> Watch<'a> {
+        let key = SeriesKey::new(task, volume, target, repository);
+        let series = facts.runs.get(&key);
+        Watch { facts, key, series }
+    }
+
+    fn next(&self) -> Option<&'a Job> {
+        self.facts.jobs.iter().find(|job| job.key() == self.key)
+    }
+
+    /// The latest success that this clock can have seen: one that a wrong clock dated ahead must not hide that there is none since.
+    fn success(&self) -> Option<&'a Run> {
+        let series = self.series?;
+        let good = series.runs.iter().chain(&series.success).filter(|run| run.verdict != Verdict::Failed);
+        good.filter(|run| run.ended.duration_since(self.facts.now) <= SKEW).max_by_key(|run| run.ended)
+    }
+
+    /// A success is missed when there was none for `period` and `backup.overdue`; without any, since the series began.
+    fn judge(&self, period: Duration, seen: Option<Timestamp>) -> Judged {
+        let now = self.facts.now;
+        let success = self.success().map(|run| run.ended);
+        let since = self.series.and_then(|series| series.since).into_iter().chain(seen).min();
+        let allowed = period.saturating_add(self.facts.config.overdue);
+        let overdue_at = success.or(since).and_then(|from| from.checked_add(allowed).ok());
+        let last = self.series.and_then(|series| series.runs.last().or(series.success.as_ref()));
+        let state = match last.map(|run| run.verdict) {
+            _ if overdue_at.is_some_and(|at| at <= now) => State::Overdue,
+            Some(Verdict::Failed) => State::Failed,
+            Some(Verdict::Warning) => State::Warning,
+            Some(Verdict::Good) => State::Good,
+            None => State::Never,
+        };
+        let age = success.map(|at| u64::try_from(now.duration_since(at).as_secs()).unwrap_or(0));
+        Judged { state, last: last.map(|run| self.last(run)), age, overdue_at }
+    }
+
+    fn last(&self, run: &Run) -> Last {
+        let again = |job: &&Job| matches!(job.reason, Reason::Retry(_)) && job.key() == self.key;
+        let planned = self.facts.jobs.iter().find(again);
+        let begun = self.facts.under_way.iter().map(|(job, _)| job).find(again);
+        let retry = planned.or(begun).filter(|_| run.verdict == Verdict::Failed).map(|job| job.due);
+        Last {
+            id: run.id.clone(),
+            at: run.ended,
+            verdict: run.verdict,
+            message: run.message.clone(),
+            warnings: run.more_warnings.saturating_add(run.warnings.len() as u64),
+            seconds: seconds(run),
+            incident: self.incident(run),
+            retry,
+        }
+    }
+
+    fn incident(&self, run: &Run) -> String {
+        let runs = self.series.map_or(&[][..], |series| &series.runs);
+        let first = runs.iter().rev().find(|run| !matches!(run.reason, Reason::Retry(_)));
+        first.unwrap_or(run).id.clone()
+    }
+}
+
+fn seconds(run: &Run) -> u64 {
+    u64::try_from(run.ended.duration_since(run.began).as_secs()).unwrap_or(0)
+}

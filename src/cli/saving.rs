@@ -1,0 +1,384 @@
+//! `skep backup run`, `plan` and `status`: what is saved now, what will be and when, and how it stands.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, HumanCount, HumanDuration};
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use crate::backup::engine::Engine;
+use crate::backup::plan::repository;
+use crate::backup::standing::{Facts, Report, Standing, State, long, standing};
+use crate::backup::step::steps;
+use crate::backup::{Job, Reason, Run, Stats, Subject, Task, Verdict as Ended, keys, outline, trial};
+use crate::diagnostic::render;
+
+use super::bar::Bar;
+use super::desk::Desk;
+use super::settings::ConfigFile;
+use super::{Failure, Outcome, Verdict, ask, on_all_threads, on_one_thread, output};
+
+/// Where nothing is known of a volume's size, it is counted for at most so long.
+const COUNTING: Duration = Duration::from_secs(20);
+const QUICK: Duration = Duration::from_secs(2);
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  skep backup run --now                  save every labelled volume of this node\n  skep backup run --now shop_data        this one only\n  skep backup run --now --dry-run        what would be done, with the exact borg commands"
+)]
+pub(super) struct RunArgs {
+    /// Volumes, as Docker names them [default: all that are to be saved]
+    #[arg(value_name = "VOLUME")]
+    volumes: Vec<String>,
+    /// Save them now, whatever the schedule says; without it only what is due
+    #[arg(long)]
+    now: bool,
+    /// To this target only
+    #[arg(long, value_name = "NAME")]
+    target: Option<String>,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct PlanArgs {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Ask the edge whose admin listener is here [default: as the settings say; without an edge, Docker and what is kept]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<SocketAddr>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &RunArgs) -> Outcome {
+    let config = args.config.read_aloud()?;
+    on_all_threads(async {
+        let desk = Desk::open(config).await?;
+        tell_findings(&desk);
+        let jobs = jobs(&desk, args).await?;
+        if jobs.is_empty() {
+            return nothing(&desk, args);
+        }
+        let runner = desk.runner().await?;
+        if args.dry_run {
+            return dry(&desk, &runner.borg, &jobs);
+        }
+        let stop = CancellationToken::new();
+        interrupt(stop.clone());
+        let mut verdict = Verdict::Fine;
+        for job in &jobs {
+            if stop.is_cancelled() {
+                return Err(Failure::said("stopped; what was under way was ended, and its application goes on"));
+            }
+            let run = one(&desk, &runner, job, &stop).await?;
+            output::print(&ended(&run))?;
+            if run.verdict == Ended::Failed {
+                verdict = Verdict::Wrong;
+            }
+        }
+        remind(&desk).await?;
+        Ok(verdict)
+    })?
+}
+
+/// The first interrupt ends what is under way in order; the second is the terminal's own.
+fn interrupt(stop: CancellationToken) {
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            output::note("stopping: borg is told to end, and applications are brought back ...");
+            stop.cancel();
+        }
+    });
+}
+
+/// What is to be done now.
+async fn jobs(desk: &Desk, args: &RunArgs) -> Result<Vec<Job>, Failure> {
+    let (subjects, targets) = (desk.subjects(&args.volumes)?, desk.targets(args.target.as_deref())?);
+    if !args.now {
+        let (jobs, _) = desk.plan().await?;
+        let wanted = |job: &Job| {
+            let of_volume = job.volume.as_ref().is_none_or(|volume| subjects.iter().any(|subject| subject.volume.name == *volume));
+            job.due <= desk.now && of_volume && targets.iter().any(|target| target.name == job.target)
+        };
+        return Ok(jobs.into_iter().filter(wanted).collect());
+    }
+    let job = |subject: &&Subject, target: &crate::config::backup::Target| Job {
+        task: Task::Save,
+        volume: Some(subject.volume.name.clone()),
+        target: target.name.clone(),
+        repository: repository(target, &subject.node, subject.owner.as_deref()),
+        due: desk.now,
+        reason: Reason::Asked,
+    };
+    Ok(subjects.iter().flat_map(|subject| targets.iter().map(move |target| job(subject, target))).collect())
+}
+
+fn nothing(desk: &Desk, args: &RunArgs) -> Outcome {
+    if args.now || desk.survey.subjects.is_empty() {
+        output::note("no volume of this node is to be saved: label a service or a volume with `backup.enable: true`");
+        return Ok(Verdict::Wrong);
+    }
+    output::note("nothing is due; `skep backup plan` says when, and --now saves at once");
+    Ok(Verdict::Fine)
+}
+
+async fn one(desk: &Desk, runner: &crate::backup::runner::Runner, job: &Job, stop: &CancellationToken) -> Result<Run, Failure> {
+    let subject = job.volume.as_ref().and_then(|name| desk.survey.subjects.iter().find(|subject| subject.volume.name == *name));
+    let known = desk.runs.get(&job.key()).and_then(|series| series.success.as_ref()).map(|run| run.stats);
+    let bar = Bar::new(known);
+    let sink = bar.sink();
+    if let (None, Some(subject), Task::Save) = (known, subject, job.task) {
+        let (bar, path) = (bar.clone(), subject.volume.path.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Some(stats) = count(&path) {
+                bar.expect(stats);
+            }
+        });
+    }
+    let run = match (job.task, subject) {
+        (Task::Save, Some(subject)) => runner.save(job, subject, &sink, stop).await,
+        (Task::Drill, Some(subject)) => {
+            let engine = Engine::connect(&desk.config.docker).await.ok();
+            trial::drill(runner, engine.as_ref(), job, &subject.node, &sink, stop).await
+        }
+
+        (Task::Save | Task::Drill, None) => return Err(Failure::said(format!("the volume {:?} is gone", job.volume))),
+        _ => runner.check(job, &sink, stop).await,
+    };
+    bar.clear();
+    Ok(run)
+}
+
+/// Files and bytes below a directory, if they can be counted in a moment.
+fn count(root: &Path) -> Option<Stats> {
+    let (began, mut stats) = (Instant::now(), Stats::default());
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).ok()?.flatten() {
+            let Ok(data) = entry.metadata() else { continue };
+            if data.is_dir() {
+                directories.push(entry.path());
+            } else if data.is_file() {
+                stats.files += 1;
+                stats.original += data.len();
+            }
+        }
+        if began.elapsed() > COUNTING {
+            return None;
+        }
+    }
+    Some(stats)
+}
+
+/// `shop_data -> local: saved as ...: 1,204 files, 3.1 GiB, 12 MiB of them new, in 12 seconds`
+fn ended(run: &Run) -> String {
+    let what = run.volume.as_deref().unwrap_or(&run.repository.location);
+    let seconds = Duration::from_secs_f64(run.ended.duration_since(run.began).as_secs_f64().max(0.0));
+    let warnings = run.warnings.len() as u64 + run.more_warnings;
+    let head = format!("{what} -> {}: ", run.target);
+    let told = match (run.verdict, run.task, &run.archive) {
+        (Ended::Failed, ..) => format!("FAILED: {}", run.message),
+        (verdict, Task::Save, Some(archive)) => {
+            let size = format!(
+                "{} files, {}, {} of them new, in {}",
+                HumanCount(run.stats.files),
+                HumanBytes(run.stats.original),
+                HumanBytes(run.stats.deduplicated),
+                HumanDuration(seconds)
+            );
+            let note = if verdict == Ended::Warning { format!("\n  warning: {}", run.message) } else { String::new() };
+            format!("saved as {archive}: {size}{note}")
+        }
+        _ => format!("{} in {}", run.message, HumanDuration(seconds)),
+    };
+    let more =
+        if warnings > 0 { format!("\n  {} in the log of the run", output::count(warnings as usize, "warning")) } else { String::new() };
+    output::harmless_lines(&format!("{head}{told}{more}"))
+}
+
+/// Whoever loses the key has no backups: said as long as nobody has said that it is kept.
+async fn remind(desk: &Desk) -> Result<(), Failure> {
+    let (_, held) = desk.plan().await?;
+    for held in held {
+        output::note(&format!("\nnote: {}", held.why));
+    }
+    Ok(())
+}
+
+fn dry(desk: &Desk, borg: &crate::backup::borg::Borg, jobs: &[Job]) -> Outcome {
+    let passphrase = keys::place(&desk.config.backup, &desk.state);
+    let mut text = String::new();
+    for job in jobs {
+        let subject = job.volume.as_ref().and_then(|name| desk.survey.subjects.iter().find(|subject| subject.volume.name == *name));
+        let what = job.volume.as_deref().unwrap_or(&job.repository.location);
+        text.push_str(&format!("{}: {what} -> {}\n", word(job.task), job.target));
+        let access = borg.access(&job.repository, Some(&passphrase), "RUN");
+        for line in access.init().environment() {
+            text.push_str(&format!("      {line}\n"));
+        }
+        for step in steps(job, subject, &desk.config.backup) {
+            text.push_str(&format!("  {step}\n"));
+            for command in outline::commands(&step, &access, subject, desk.now) {
+                text.push_str(&format!("      {command}\n"));
+            }
+        }
+    }
+    output::print(&output::harmless_lines(&text))?;
+    output::note("nothing was done. The passphrase is in the file that BORG_PASSCOMMAND names, and nowhere else");
+    Ok(Verdict::Fine)
+}
+
+pub(super) fn plan(args: &PlanArgs) -> Outcome {
+    let config = args.config.read_aloud()?;
+    on_one_thread(async {
+        let desk = Desk::open(config).await?;
+        let (jobs, held) = desk.plan().await?;
+        if args.json {
+            let survey = &desk.survey;
+            return output::json(&serde_json::json!({
+                "jobs": jobs, "held": held, "unprotected": survey.unprotected, "findings": survey.findings,
+            }))
+            .map(|()| Verdict::Fine);
+        }
+        output::print(&planned(&jobs, desk.now))?;
+        for held in &held {
+            output::print(&output::harmless_lines(&format!("\nheld: {}\n      {}", held.volumes.join(", "), held.why)))?;
+        }
+        if !desk.survey.unprotected.is_empty() {
+            let rows: Vec<Vec<String>> = desk.survey.unprotected.iter().map(|entry| vec![entry.what.clone(), entry.why.clone()]).collect();
+            output::print(&format!("\nnot protected:\n{}", output::aligned(&rows, 2)))?;
+        }
+        tell_findings(&desk);
+        Ok(Verdict::Fine)
+    })?
+}
+
+fn planned(jobs: &[Job], now: Timestamp) -> String {
+    if jobs.is_empty() {
+        return "nothing is planned\n".to_owned();
+    }
+    let head = ["WHEN (UTC)", "WHAT", "OF", "TARGET", "WHY"].map(str::to_owned).to_vec();
+    let row = |job: &Job| {
+        let when = if job.due <= now { "now".to_owned() } else { job.due.strftime("%Y-%m-%d %H:%M").to_string() };
+        let why = match job.reason {
+            Reason::Scheduled => "schedule".to_owned(),
+            Reason::CaughtUp => "its hour was missed".to_owned(),
+            Reason::Retry(number) => format!("retry {number}"),
+            Reason::Asked => "asked for".to_owned(),
+        };
+        let of = job.volume.clone().unwrap_or_else(|| job.repository.location.clone());
+        vec![when, word(job.task).to_owned(), of, job.target.clone(), why]
+    };
+    output::aligned(&std::iter::once(head).chain(jobs.iter().map(row)).collect::<Vec<_>>(), 0)
+}
+
+pub(super) fn status(args: &StatusArgs) -> Outcome {
+    let config = args.config.read_aloud()?;
+    let edge = args.admin.or(config.admin.listen);
+    let told = edge.and_then(|address| ask::get(address, "/backups", QUICK).ok()).filter(|(status, _)| *status == 200);
+    let told = told.and_then(|(_, body)| serde_json::from_slice::<Report>(&body).ok()).filter(|report| report.at.is_some());
+    let report = match told {
+        Some(report) => report,
+        None if args.admin.is_some() => return Err(Failure::said("no edge answers there")),
+        None => on_one_thread(own(config))??,
+    };
+    match args.json {
+        true => output::json(&report)?,
+        false => output::print(&table(&report))?,
+    }
+    Ok(if bad(&report) > 0 { Verdict::Wrong } else { Verdict::Fine })
+}
+
+/// The same without an edge to ask.
+async fn own(config: crate::config::Config) -> Result<Report, Failure> {
+    let desk = Desk::open(config).await?;
+    tell_findings(&desk);
+    let (jobs, held) = desk.plan().await?;
+    Ok(standing(&Facts {
+        node: &desk.node,
+        subjects: &desk.survey.subjects,
+        unprotected: &desk.survey.unprotected,
+        config: &desk.config.backup,
+        runs: &desk.runs,
+        jobs: &jobs,
+        under_way: &[],
+        held: &held,
+        free: &BTreeMap::new(),
+        archives: &BTreeMap::new(),
+        seen: &BTreeMap::new(),
+        now: desk.now,
+    }))
+}
+
+/// Who needs somebody.
+fn bad(report: &Report) -> usize {
+    let is_bad = |standing: &&Standing| standing.overdue || matches!(standing.state, State::Failed | State::Overdue | State::Held);
+    report.volumes.iter().filter(is_bad).count()
+}
+
+fn table(report: &Report) -> String {
+    let head = ["VOLUME", "TARGET", "STATE", "LAST GOOD", "SIZE", "FILES", "NEXT (UTC)", "DRILL", "MESSAGE"].map(str::to_owned).to_vec();
+    let row = |standing: &Standing| {
+        let success = standing.success.as_ref();
+        let dash = || "-".to_owned();
+        vec![
+            standing.volume.clone(),
+            standing.target.clone(),
+            standing.state.word().to_owned(),
+            success.map_or_else(dash, |_| ago(standing.age)),
+            success.map_or_else(dash, |success| HumanBytes(success.stats.original).to_string()),
+            success.map_or_else(dash, |success| HumanCount(success.stats.files).to_string()),
+            standing.next.map_or_else(dash, |at| at.strftime("%Y-%m-%d %H:%M").to_string()),
+            standing.drill.as_ref().filter(|drill| drill.last.is_some()).map_or_else(dash, |drill| match drill.state {
+                State::Failed => "FAILED".to_owned(),
+                _ => ago(drill.age),
+            }),
+            standing.message.clone(),
+        ]
+    };
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(report.volumes.iter().map(row)).collect();
+    let table = if report.volumes.is_empty() { String::new() } else { output::aligned(&rows, 0) + "\n" };
+    let bad = bad(report);
+    let unprotected = match report.unprotected.len() {
+        0 => String::new(),
+        count => format!(", {count} not protected (`skep backup plan` says why)"),
+    };
+    format!("{table}{}, {bad} in need of somebody{unprotected}\n", output::count(report.volumes.len(), "backup"))
+}
+
+fn ago(seconds: Option<u64>) -> String {
+    seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{} ago", long(seconds)))
+}
+
+fn word(task: Task) -> &'static str {
+    match task {
+        Task::Save => "save",
+        Task::CheckRepository => "check repository",
+        Task::CheckArchives => "check archives",
+        Task::VerifyData => "verify data",
+        Task::Drill => "restore drill",
+    }
+}
+
+fn tell_findings(desk: &Desk) {
+    if !desk.survey.findings.is_empty() {
+        output::note(render(&desk.survey.findings, output::color_on_stderr()).trim_end());
+    }
+}

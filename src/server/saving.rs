@@ -1,0 +1,434 @@
+//! Saves the volumes of this node: asks for the plan whenever something happened, begins what is ready, publishes how all of it
+//! stands, and tells who wants to hear. One process of a node has this duty; another one beside it (an upgrade) waits for its end.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rustix::fs::{FlockOperation, flock};
+use tokio::sync::watch;
+use tokio::task::{self, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::backup::borg::Borg;
+use crate::backup::courier::{Counts, Courier};
+use crate::backup::engine::Engine;
+use crate::backup::notice::{Told, notices};
+use crate::backup::plan::{Held, Scene, held, plan, ready};
+use crate::backup::runner::Runner;
+use crate::backup::shelf::Shelf;
+use crate::backup::standing::{self, Doing, Facts, Report, standing};
+use crate::backup::survey::{Survey, survey};
+use crate::backup::{Job, Progress, Run, Runs, Sink, Subject, Task, Verdict, room, trial};
+use crate::config::Config;
+use crate::diagnostic::render;
+use crate::state::Live;
+use crate::store::{self, Store};
+
+/// The node is looked at again at least so often: volumes come without an event.
+const LONGEST_REST: Duration = Duration::from_secs(60);
+/// After something that has to be there was not.
+const AGAIN: Duration = Duration::from_secs(15);
+/// Between two looks, whatever happens.
+const SHORTEST_REST: Duration = Duration::from_millis(500);
+/// Another process' end is looked for so often.
+const DUTY: Duration = Duration::from_secs(1);
+/// What was told, so that a restart does not tell it again.
+const TOLD: &str = "backup/told";
+/// How long a stop waits for notices that are under way.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How the backups of this node stand: as of the last look, and what is under way right now.
+#[derive(Clone, Default)]
+pub struct Standing(Arc<Mutex<Known>>);
+
+#[derive(Default)]
+struct Known {
+    report: Report,
+    counts: Counts,
+    under_way: Vec<(Job, Arc<Mutex<Option<Progress>>>)>,
+}
+
+impl Standing {
+    /// For whoever looks.
+    pub fn report(&self) -> (Report, Counts) {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut report = known.report.clone();
+        for (job, progress) in &known.under_way {
+            let now = progress.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let is_its =
+                |standing: &&mut standing::Standing| job.volume.as_ref() == Some(&standing.volume) && job.target == standing.target;
+            if let Some(standing) = report.volumes.iter_mut().find(is_its) {
+                standing.doing = Some(Doing { task: job.task, progress: now });
+            }
+        }
+        (report, known.counts)
+    }
+}
+
+/// The one task that saves volumes.
+pub struct Saving {
+    config: Arc<Config>,
+    live: Arc<Live>,
+    store: Arc<dyn Store>,
+    /// The state directory.
+    state: PathBuf,
+    standing: Standing,
+    courier: Option<Courier>,
+    borg: Option<Borg>,
+    node: String,
+    /// As of the last look that went well.
+    survey: Survey,
+    under_way: Vec<UnderWay>,
+    tasks: JoinSet<Run>,
+    told: Told,
+    /// Findings that were logged, as a text.
+    findings: String,
+    /// The trouble that was logged, until it is over.
+    trouble: Option<String>,
+    /// Held by the one process that saves.
+    duty: Option<File>,
+    /// Ends what is under way.
+    stop: CancellationToken,
+}
+
+/// A job that runs.
+struct UnderWay {
+    job: Job,
+    id: task::Id,
+    progress: Arc<Mutex<Option<Progress>>>,
+}
+
+/// What a look needs of the shelf.
+struct Remembered {
+    runs: Runs,
+    jobs: Vec<Job>,
+    held: Vec<Held>,
+}
+
+impl Saving {
+    /// Nothing is done yet. `None` where there is no engine, or no state directory to remember anything in.
+    pub fn new(config: Arc<Config>, live: Arc<Live>, store: Arc<dyn Store>) -> Option<Saving> {
+        let state = config.state.directory.as_ref().filter(|_| config.docker.enabled)?.clone();
+        Some(Saving {
+            config,
+            live,
+            store,
+            state,
+            standing: Standing::default(),
+            courier: None,
+            borg: None,
+            node: String::new(),
+            survey: Survey::default(),
+            under_way: Vec::new(),
+            tasks: JoinSet::new(),
+            told: Told::default(),
+            findings: String::new(),
+            trouble: None,
+            duty: None,
+            stop: CancellationToken::new(),
+        })
+    }
+
+    /// How the backups stand, for whoever looks.
+    pub fn standing(&self) -> Standing {
+        self.standing.clone()
+    }
+
+    /// Works until `stopping` turns true; then ends what is under way, which brings its applications back.
+    pub async fn run(mut self, mut stopping: watch::Receiver<bool>) {
+        let ends = async move {
+            // An error means that the sender is gone: whoever would have told us has ended.
+            _ = stopping.wait_for(|stop| *stop).await;
+        };
+        tokio::select! {
+            () = ends => {}
+            () = self.work() => {}
+        }
+        self.stop.cancel();
+        while let Some(done) = self.tasks.join_next_with_id().await {
+            self.ended(done);
+        }
+        if let Some(courier) = &self.courier {
+            courier.flush(LAST_WORDS).await;
+        }
+    }
+
+    async fn work(&mut self) {
+        self.duty = Some(self.duty().await);
+        let shelf = self.shelf().await;
+        match store::read::<Told>(&*self.store, TOLD).await {
+            Ok(Some((told, _))) => self.told = told,
+            Ok(None) => {}
+            Err(error) => tracing::warn!("what was told of backups before is not known, and may be told again: {error}"),
+        }
+        let mut recovered = false;
+        loop {
+            if !recovered && let Some(runner) = self.runner(&shelf).await {
+                runner.recover().await;
+                recovered = true;
+            }
+            let rest = self.look(&shelf).await.max(SHORTEST_REST);
+            tokio::select! {
+                Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.ended(done),
+                () = tokio::time::sleep(rest) => {}
+            }
+        }
+    }
+
+    /// Waits until no other process of this node has it.
+    async fn duty(&mut self) -> File {
+        let directory = self.state.join("backup");
+        let path = directory.join("duty");
+        loop {
+            match lock(&directory, &path) {
+                Ok(Some(file)) => {
+                    self.fine();
+                    return file;
+                }
+                Ok(None) => {
+                    if self.trouble.replace("another".to_owned()).is_none() {
+                        tracing::info!("another Skep of this node saves its volumes; this one waits for its end");
+                    }
+                    tokio::time::sleep(DUTY).await;
+                }
+                Err(error) => {
+                    self.trouble(format!("{} cannot be used: {error}", path.display()));
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    async fn shelf(&mut self) -> Shelf {
+        loop {
+            match Shelf::open(&self.state, self.store.clone()) {
+                Ok(shelf) => return shelf,
+                Err(error) => self.trouble(error.to_string()),
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Looks, begins what is ready, publishes and tells. How long to rest unless something happens.
+    async fn look(&mut self, shelf: &Shelf) -> Duration {
+        if let Err(why) = self.list().await {
+            self.trouble(why);
+        } else {
+            self.fine();
+        }
+        let remembered = match self.remembered(shelf).await {
+            Ok(remembered) => remembered,
+            Err(error) => {
+                self.trouble(error.to_string());
+                return AGAIN;
+            }
+        };
+        let now = Timestamp::now();
+        let busy: Vec<Job> = self.under_way.iter().map(|under_way| under_way.job.clone()).collect();
+        for job in ready(&remembered.jobs, &busy, &self.config.backup, now) {
+            self.begin(job, shelf).await;
+        }
+        self.publish(&remembered).await;
+        let busy = |job: &&Job| !self.under_way.iter().any(|under_way| under_way.job.key() == job.key());
+        let next = remembered.jobs.iter().filter(busy).map(|job| job.due).filter(|due| *due > now).min();
+        next.map_or(LONGEST_REST, |due| due.duration_since(now).unsigned_abs()).min(LONGEST_REST)
+    }
+
+    async fn list(&mut self) -> Result<(), String> {
+        let engine = Engine::connect(&self.config.docker).await.map_err(|error| error.to_string())?;
+        let inventory = engine.inventory(self.config.backup.volumes.as_deref()).await.map_err(|error| error.to_string())?;
+        let state = self.live.load();
+        self.survey = survey(&inventory, &state.snapshot.services, &self.config);
+        self.node = inventory.node;
+        let courier = |node: &str| Courier::new(&self.config.notify, node);
+        self.courier.get_or_insert_with(|| courier(&self.node));
+        let findings = render(&self.survey.findings, false);
+        if findings != self.findings {
+            if !findings.is_empty() {
+                tracing::warn!("backups:\n{}", findings.trim_end());
+            }
+            self.findings = findings;
+        }
+        Ok(())
+    }
+
+    async fn remembered(&self, shelf: &Shelf) -> Result<Remembered, crate::backup::shelf::Error> {
+        let (runs, confirmed) = (shelf.runs().await?, shelf.confirmed().await?);
+        let (subjects, config) = (&self.survey.subjects, &self.config.backup);
+        let scene = Scene { subjects, config, runs: &runs, now: Timestamp::now(), confirmed: &confirmed };
+        let (jobs, held) = (plan(&scene), held(&scene));
+        Ok(Remembered { jobs, held, runs })
+    }
+
+    async fn begin(&mut self, job: Job, shelf: &Shelf) {
+        let Some(runner) = self.runner(shelf).await else { return self.cannot(job, shelf).await };
+        let subject =
+            job.volume.as_ref().and_then(|name| self.survey.subjects.iter().find(|subject| subject.volume.name == *name)).cloned();
+        let progress = Arc::<Mutex<Option<Progress>>>::default();
+        let shown = progress.clone();
+        let sink: Sink = Arc::new(move |now| *shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(now));
+        if let Some(courier) = &self.courier {
+            courier.began(&job);
+        }
+        let (stop, doing) = (self.stop.clone(), job.clone());
+        let handle = self.tasks.spawn(async move { carry_out(&runner, &doing, subject.as_ref(), &sink, &stop).await });
+        self.under_way.push(UnderWay { job, id: handle.id(), progress });
+    }
+
+    /// Without borg a job fails, which is remembered and told as any failure is.
+    async fn cannot(&mut self, job: Job, shelf: &Shelf) {
+        let now = Timestamp::now();
+        let message = self.trouble.clone().unwrap_or_else(|| "borg is not there".to_owned());
+        let run = Run::failed(&job, now, message);
+        if let Some(courier) = &self.courier {
+            courier.ended(&run);
+        }
+        if let Err(error) = shelf.note(run).await {
+            tracing::error!("how a backup went cannot be remembered: {error}");
+        }
+    }
+
+    /// Who carries out; `None`: there is no borg, which was said.
+    async fn runner(&mut self, shelf: &Shelf) -> Option<Runner> {
+        // Where nothing is to be saved, nobody misses borg.
+        if self.config.backup.targets.is_empty() {
+            return None;
+        }
+        if self.borg.is_none() {
+            let found = Borg::find(&self.config.backup, &self.state).await;
+            match found {
+                Ok(borg) => self.borg = Some(borg),
+                Err(failure) => self.trouble(failure.to_string()),
+            }
+        }
+        let program = std::env::current_exe().ok()?;
+        Some(Runner {
+            config: self.config.backup.clone(),
+            docker: self.config.docker.clone(),
+            state: self.state.clone(),
+            shelf: shelf.clone(),
+            borg: self.borg.clone()?.with_tether(&program),
+            program,
+        })
+    }
+
+    fn ended(&mut self, done: Result<(task::Id, Run), JoinError>) {
+        let id = match &done {
+            Ok((id, _)) => *id,
+            Err(error) => error.id(),
+        };
+        self.under_way.retain(|under_way| under_way.id != id);
+        match done {
+            Ok((_, run)) => {
+                if run.verdict == Verdict::Failed && !self.stop.is_cancelled() {
+                    // It may have been upgraded, or removed.
+                    self.borg = None;
+                }
+                if let Some(courier) = &self.courier {
+                    courier.ended(&run);
+                }
+            }
+            Err(error) => tracing::error!(%error, "a backup's task broke off; its application is brought back by its guard"),
+        }
+    }
+
+    async fn publish(&mut self, remembered: &Remembered) {
+        let under_way: Vec<(Job, Option<Progress>)> = self.under_way.iter().map(|under_way| (under_way.job.clone(), None)).collect();
+        let free = self.free().await;
+        let now = Timestamp::now();
+        let report = standing(&Facts {
+            node: &self.node,
+            subjects: &self.survey.subjects,
+            unprotected: &self.survey.unprotected,
+            runs: &remembered.runs,
+            jobs: &remembered.jobs,
+            under_way: &under_way,
+            held: &remembered.held,
+            free: &free,
+            archives: &BTreeMap::new(),
+            seen: self.told.seen(),
+            config: &self.config.backup,
+            now,
+        });
+        if let Some(courier) = &self.courier {
+            let (notices, told) = notices(&self.told, &report, now, &self.config.notify);
+            notices.iter().for_each(|notice| courier.send(notice));
+            self.remember(told).await;
+        }
+        let under_way = self.under_way.iter().map(|under_way| (under_way.job.clone(), under_way.progress.clone())).collect();
+        let counts = self.courier.as_ref().map(Courier::counts).unwrap_or_default();
+        *self.standing.0.lock().unwrap_or_else(PoisonError::into_inner) = Known { report, counts, under_way };
+    }
+
+    async fn remember(&mut self, told: Told) {
+        let changed = told.differs(&self.told);
+        self.told = told;
+        if !changed {
+            return;
+        }
+        let version = match self.store.get(TOLD).await {
+            Ok(entry) => entry.map(|entry| entry.version),
+            Err(error) => return tracing::warn!("what was told of backups cannot be kept: {error}"),
+        };
+        if let Err(error) = store::write(&*self.store, TOLD, &self.told, version.as_ref()).await {
+            tracing::warn!("what was told of backups cannot be kept: {error}");
+        }
+    }
+
+    /// Free bytes of the targets that are directories.
+    async fn free(&self) -> BTreeMap<String, u64> {
+        let mut free = BTreeMap::new();
+        for target in self.config.backup.targets.iter().filter(|target| target.location.starts_with('/')) {
+            if let Some(bytes) = room::available(&target.location).await {
+                free.insert(target.name.clone(), bytes);
+            }
+        }
+        free
+    }
+
+    fn trouble(&mut self, why: String) {
+        if self.trouble.as_ref() != Some(&why) {
+            match self.config.backup.targets.is_empty() {
+                // Nothing is to be saved: then it is at most a label that is not seen.
+                true => tracing::debug!("backups: {why}"),
+                false => tracing::error!("backups: {why}"),
+            }
+            self.trouble = Some(why);
+        }
+    }
+
+    fn fine(&mut self) {
+        if self.trouble.take().is_some() && !self.config.backup.targets.is_empty() {
+            tracing::info!("backups: what was in the way is over");
+        }
+    }
+}
+
+async fn carry_out(runner: &Runner, job: &Job, subject: Option<&Subject>, sink: &Sink, stop: &CancellationToken) -> Run {
+    match (job.task, subject) {
+        (Task::Save, Some(subject)) => runner.save(job, subject, sink, stop).await,
+        (Task::Drill, Some(subject)) => {
+            // Without an engine a dump is only looked at.
+            let engine = Engine::connect(&runner.docker).await.ok();
+            trial::drill(runner, engine.as_ref(), job, &subject.node, sink, stop).await
+        }
+        (Task::Save | Task::Drill, None) => Run::failed(job, Timestamp::now(), "the volume is gone".to_owned()),
+        _ => runner.check(job, sink, stop).await,
+    }
+}
+
+/// `None`: somebody else has it.
+fn lock(directory: &Path, path: &Path) -> std::io::Result<Option<File>> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
