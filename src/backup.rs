@@ -22,7 +22,6 @@ pub mod label;
 pub mod listing;
 pub mod lock;
 pub mod notice;
-pub mod outline;
 pub mod payload;
 pub mod placing;
 pub mod plan;

@@ -63,14 +63,13 @@ impl Desk {
     /// borg is not there.
     pub async fn runner(&self) -> Result<Runner, Failure> {
         let borg = Borg::find(&self.config.backup, &self.state).await.map_err(Failure::said)?;
-        let program = PathBuf::from(OURSELVES);
         Ok(Runner {
             config: self.config.backup.clone(),
             docker: self.config.docker.clone(),
             state: self.state.clone(),
             shelf: self.shelf.clone(),
-            borg: borg.with_tether(&program),
-            program,
+            borg,
+            program: PathBuf::from(OURSELVES),
         })
     }
 

@@ -306,14 +306,13 @@ impl Saving {
                 Err(failure) => self.trouble(failure.to_string()),
             }
         }
-        let program = PathBuf::from(OURSELVES);
         Some(Runner {
             config: self.config.backup.clone(),
             docker: self.config.docker.clone(),
             state: self.state.clone(),
             shelf: shelf.clone(),
-            borg: self.borg.clone()?.with_tether(&program),
-            program,
+            borg: self.borg.clone()?,
+            program: PathBuf::from(OURSELVES),
         })
     }
 
