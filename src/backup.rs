@@ -7,6 +7,7 @@ pub mod label;
 pub mod plan;
 pub mod queue;
 pub mod survey;
+mod user;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -12,6 +12,7 @@ mod issuer;
 pub mod keep;
 pub mod ldap;
 mod settings;
+mod target;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
