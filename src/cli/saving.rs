@@ -9,8 +9,8 @@ use indicatif::{HumanBytes, HumanCount, HumanDuration};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use crate::backup::engine::Engine;
 use crate::backup::command::Command;
+use crate::backup::engine::Engine;
 use crate::backup::plan::repository;
 use crate::backup::runner::Runner;
 use crate::backup::standing::{Facts, Report, Standing, State, long, standing};
