@@ -126,7 +126,7 @@ impl Reader {
     ) -> Result<Contents, Error> {
         let mut contents = Contents::of(wanted);
         let mut broken = None;
-        let mut line = |text: &str| match serde_json::from_str::<FileEntry>(text) {
+        let mut line = |text: &str| match read::<FileEntry>(text) {
             Ok(entry) => {
                 contents.push(Entry { path: &entry.path, kind: kind(&entry), source: &entry.linktarget, size: entry.size });
                 each(&entry);
@@ -161,7 +161,7 @@ impl Reader {
     pub async fn hashes(&self, name: &str, paths: &[String], stop: &CancellationToken) -> Result<Vec<FileEntry>, Failure> {
         let mut found = Vec::new();
         let mut line = |text: &str| {
-            found.extend(serde_json::from_str::<FileEntry>(text).ok());
+            found.extend(read::<FileEntry>(text).ok());
             true
         };
         self.borg.lines(&self.access().list_files(name, true, paths), &mut line, stop, READING).await?;
@@ -219,7 +219,7 @@ impl Reader {
         each: &mut (dyn FnMut(Change) -> bool + Send),
         stop: &CancellationToken,
     ) -> Result<(), Failure> {
-        let mut line = |text: &str| serde_json::from_str(text).map_or(true, &mut *each);
+        let mut line = |text: &str| read(text).map_or(true, &mut *each);
         self.borg.lines(&self.access().diff(one, other), &mut line, stop, READING).await.map(drop)
     }
 
@@ -253,6 +253,21 @@ pub struct Extraction<'a> {
     pub flags: bool,
 }
 
+/// A line of borg's JSON. Some of them have half surrogates for bytes that are not UTF-8, which no JSON may have: they become `?`, as borg
+/// itself writes them elsewhere.
+fn read<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, serde_json::Error> {
+    serde_json::from_str(text).or_else(|error| {
+        let mut parts = text.split("\\udc");
+        let mut whole = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let is_byte = part.len() >= 2 && part.bytes().take(2).all(|digit| digit.is_ascii_hexdigit());
+            whole.push_str(if is_byte { "?" } else { "\\udc" });
+            whole.push_str(if is_byte { &part[2..] } else { part });
+        }
+        serde_json::from_str(&whole).map_err(|_| error)
+    })
+}
+
 /// borg's time: by UTC, as every borg that we start is told to.
 fn time(text: &str) -> Option<jiff::Timestamp> {
     let time: jiff::civil::DateTime = text.parse().ok()?;
@@ -269,5 +284,25 @@ fn kind(entry: &FileEntry) -> Kind {
         "d" => Kind::Directory,
         "l" => Kind::Symlink,
         _ => Kind::Special,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_not_utf8_are_read_as_borg_writes_them_elsewhere() {
+        let change: Change = read(r#"{"path": "n\udcff\udc80é", "changes": []}"#).unwrap();
+        assert_eq!(change.path, "n??é");
+        let change: Change = read(r#"{"path": "a\ud83d\ude00b", "changes": []}"#).unwrap();
+        assert_eq!(change.path, "a😀b");
+        assert!(read::<Change>(r#"{"path": "\udc"}"#).is_err() && read::<Change>("{").is_err());
+    }
+
+    #[test]
+    fn times_are_by_utc() {
+        assert_eq!(time("2026-11-23T14:01:21.000000").map(|at| at.to_string()), Some("2026-11-23T14:01:21Z".to_owned()));
+        assert_eq!(time("yesterday"), None);
     }
 }

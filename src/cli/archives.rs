@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::backup::archive::{Comment, parse};
 use crate::backup::contents::Contents;
-use crate::backup::listing::{Archive, clock, of_volume, split};
+use crate::backup::listing::{Archive, Choice, choose, clock, of_volume, split};
 use crate::backup::report::{Change, FileEntry};
 use crate::backup::{Run, Runs, Stats, Task, Verdict as Ended};
 
@@ -103,6 +103,11 @@ pub(super) fn list(args: &ListArgs) -> Outcome {
                 rows.push(row(archive, &opened.target, &opened.reader.repository.location, &known));
             }
         }
+        if let (true, Some(volume)) = (rows.is_empty() && hidden == 0, &args.volume) {
+            let all: Vec<Archive> = found.into_iter().flat_map(|(_, archives)| archives).collect();
+            let missing = choose(&all, Some(volume), &Choice::Latest).map(|_| Verdict::Fine);
+            return missing.map_err(|finding| Failure::Findings(vec![finding]));
+        }
         if args.json {
             output::json(&rows)?;
         } else {
@@ -110,12 +115,6 @@ pub(super) fn list(args: &ListArgs) -> Outcome {
             if hidden > 0 {
                 output::note(&format!("{} of runs that did not end well: --unproven shows them", output::count(hidden, "archive")));
             }
-        }
-        let is_missing = rows.is_empty() && args.volume.is_some();
-        if is_missing {
-            let all: Vec<Archive> = found.into_iter().flat_map(|(_, archives)| archives).collect();
-            let finding = crate::backup::listing::choose(&all, args.volume.as_deref(), &crate::backup::listing::Choice::Latest);
-            return finding.map(|_| Verdict::Fine).map_err(|finding| Failure::Findings(vec![finding]));
         }
         Ok(if complete { Verdict::Fine } else { Verdict::Wrong })
     })?
@@ -359,8 +358,8 @@ pub(super) fn diff(args: &DiffArgs) -> Outcome {
         let repositories = args.place.open().await?;
         let one = repositories.choose(None, &repositories.choice(Some(&args.one), None)?).await?;
         let all = one.opened.reader.archives(&repositories.stop).await.map_err(said)?;
-        let choice = crate::backup::listing::Choice::Named(args.other.clone());
-        let other = crate::backup::listing::choose(&all, None, &choice).map_err(|finding| Failure::Findings(vec![finding]))?;
+        let choice = Choice::Named(args.other.clone());
+        let other = choose(&all, None, &choice).map_err(|finding| Failure::Findings(vec![finding]))?;
         let (mut count, mut failed) = (0usize, None);
         let mut each = |change: Change| {
             count += 1;

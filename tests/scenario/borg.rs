@@ -36,7 +36,7 @@ line'; chmod 4755 old
         let before = census(&place.volume);
         let to = place.extract(&name(0)).await;
         let after = census(&to);
-        let links =
+        let files =
             |text: &str| text.lines().filter(|line| line.starts_with("empty|") || !line.contains("|d|")).collect::<Vec<_>>().join("\n");
         assert_eq!(files(&after), files(&before), "{program:?}");
         let blocks = shell(&to, "stat -c %b sparse").trim().parse::<u64>().expect("a number");

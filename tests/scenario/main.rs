@@ -28,6 +28,7 @@ mod people;
 mod probing;
 mod renewal;
 mod resilience;
+mod restoring;
 mod saving;
 mod secrecy;
 mod secure;
