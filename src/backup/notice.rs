@@ -278,7 +278,8 @@ impl Told {
 
 impl Item {
     fn group(&self) -> String {
-        format!("{:?} {:?} {} {}", self.kind, self.level, self.repeated, self.target)
+        let what = if self.about.volume.is_some() { "volumes" } else { "repositories" };
+        format!("{:?} {:?} {} {what} {}", self.kind, self.level, self.repeated, self.target)
     }
 }
 
@@ -365,7 +366,9 @@ fn of_volume(standing: &Standing) -> Vec<Trouble> {
     let mut found = Vec::new();
     let overdue = standing.state == State::Overdue;
     if overdue {
-        found.push(trouble(Kind::Overdue, Level::Error, String::new(), standing.message.clone(), false));
+        // The end of a run that makes up for it is waited for: after a machine was off for days, all is overdue and about to be mended.
+        let mending = standing.doing.as_ref().is_some_and(|doing| doing.task == Task::Save);
+        found.push(trouble(Kind::Overdue, Level::Error, String::new(), standing.message.clone(), mending));
     }
     if let Some(last) = &standing.last {
         match last.verdict {
@@ -548,6 +551,17 @@ pub(crate) mod tests {
         good.ended = story.now;
         let all = story.all(&node.ran(good), 1);
         assert_eq!(all.iter().map(|notice| notice.kind).collect::<Vec<_>>(), [Kind::Recovered]);
+    }
+
+    #[test]
+    fn a_run_that_makes_up_for_what_is_missing_is_waited_for() {
+        let mut story = story();
+        let mut node = Node::with(&["db"]).ran(save("db", 5 * DAY, Verdict::Good));
+        node.under_way.push((job(Task::Save, "db", noon(), Reason::CaughtUp), None));
+        assert_eq!(story.tell(&node, 0), []);
+        node.under_way.clear();
+        assert_eq!(story.tell(&node.clone().ran(save("db", 0, Verdict::Good)), 60), [], "nothing was told, so nothing is over");
+        assert_eq!(story.tell(&node, 60), [(Kind::Overdue, Level::Error)]);
     }
 
     #[test]
