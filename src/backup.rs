@@ -9,9 +9,13 @@ pub mod notice;
 pub mod payload;
 pub mod plan;
 pub mod queue;
+mod smtp;
 pub mod standing;
 pub mod survey;
-pub mod wording;
+mod trouble;
+mod watch;
+mod webhook;
+mod wording;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
