@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Backup;
@@ -13,7 +13,8 @@ use crate::config::cron::Schedule;
 
 use super::plan::{Held, repository};
 use super::survey::Unprotected;
-use super::{Job, Progress, Reason, Repository, Run, Runs, Series, SeriesKey, Stats, Subject, Task, Verdict};
+use super::watch::{Watch, check, seconds};
+use super::{Job, Progress, Repository, Runs, Series, Stats, Subject, Task, Verdict};
 
 /// All that a report depends on.
 #[derive(Clone, Copy, Debug)]
@@ -247,8 +248,6 @@ impl Keeping {
     }
 }
 
-/// A clock may be set back by so much without a run counting as one of the future.
-const SKEW: SignedDuration = SignedDuration::from_hours(1);
 /// Fewer archives than these can be gone by other means than an accident.
 const FEW: u64 = 4;
 
@@ -339,112 +338,13 @@ fn keeping(facts: &Facts<'_>, target: &str, repository: &Repository) -> Keeping 
     }
 }
 
-/// How something stands that is done every so often; `None`: it is off, and was never done.
-fn check(
-    facts: &Facts<'_>,
-    task: Task,
-    every: Option<Duration>,
-    volume: Option<&str>,
-    target: &str,
-    repository: &Repository,
-) -> Option<Check> {
-    let watch = Watch::new(facts, task, volume, target, repository);
-    if every.is_none() && watch.series.is_none() {
-        return None;
-    }
-    // Its turn comes at some moment of each period, so between two of them there may be two.
-    let period = every.map_or(Duration::MAX, |every| every.saturating_mul(2));
-    let judged = watch.judge(period, None);
-    let success = watch.success().map(|run| run.ended);
-    Some(Check { task, state: judged.state, last: judged.last, success, age: judged.age, next: watch.next().map(|job| job.due) })
-}
-
-/// One series with what is known around it.
-struct Watch<'a> {
-    facts: &'a Facts<'a>,
-    key: SeriesKey,
-    series: Option<&'a Series>,
-}
-
-struct Judged {
-    state: State,
-    last: Option<Last>,
-    age: Option<u64>,
-    overdue_at: Option<Timestamp>,
-}
-
-impl<'a> Watch<'a> {
-    fn new(facts: &'a Facts<'a>, task: Task, volume: Option<&str>, target: &str, repository: &Repository) -> Watch<'a> {
-        let key = SeriesKey::new(task, volume, target, repository);
-        let series = facts.runs.get(&key);
-        Watch { facts, key, series }
-    }
-
-    fn next(&self) -> Option<&'a Job> {
-        self.facts.jobs.iter().find(|job| job.key() == self.key)
-    }
-
-    /// The latest success that this clock can have seen: one that a wrong clock dated ahead must not hide that there is none since.
-    fn success(&self) -> Option<&'a Run> {
-        let series = self.series?;
-        let good = series.runs.iter().chain(&series.success).filter(|run| run.verdict != Verdict::Failed);
-        good.filter(|run| run.ended.duration_since(self.facts.now) <= SKEW).max_by_key(|run| run.ended)
-    }
-
-    /// A success is missed when there was none for `period` and `backup.overdue`; without any, since the series began.
-    fn judge(&self, period: Duration, seen: Option<Timestamp>) -> Judged {
-        let now = self.facts.now;
-        let success = self.success().map(|run| run.ended);
-        let since = self.series.and_then(|series| series.since).into_iter().chain(seen).min();
-        let allowed = period.saturating_add(self.facts.config.overdue);
-        let overdue_at = success.or(since).and_then(|from| from.checked_add(allowed).ok());
-        let last = self.series.and_then(|series| series.runs.last().or(series.success.as_ref()));
-        let state = match last.map(|run| run.verdict) {
-            _ if overdue_at.is_some_and(|at| at <= now) => State::Overdue,
-            Some(Verdict::Failed) => State::Failed,
-            Some(Verdict::Warning) => State::Warning,
-            Some(Verdict::Good) => State::Good,
-            None => State::Never,
-        };
-        let age = success.map(|at| u64::try_from(now.duration_since(at).as_secs()).unwrap_or(0));
-        Judged { state, last: last.map(|run| self.last(run)), age, overdue_at }
-    }
-
-    fn last(&self, run: &Run) -> Last {
-        let again = |job: &&Job| matches!(job.reason, Reason::Retry(_)) && job.key() == self.key;
-        let planned = self.facts.jobs.iter().find(again);
-        let begun = self.facts.under_way.iter().map(|(job, _)| job).find(again);
-        let retry = planned.or(begun).filter(|_| run.verdict == Verdict::Failed).map(|job| job.due);
-        Last {
-            id: run.id.clone(),
-            at: run.ended,
-            verdict: run.verdict,
-            message: run.message.clone(),
-            warnings: run.more_warnings.saturating_add(run.warnings.len() as u64),
-            seconds: seconds(run),
-            incident: self.incident(run),
-            retry,
-        }
-    }
-
-    fn incident(&self, run: &Run) -> String {
-        let runs = self.series.map_or(&[][..], |series| &series.runs);
-        let first = runs.iter().rev().find(|run| !matches!(run.reason, Reason::Retry(_)));
-        first.unwrap_or(run).id.clone()
-    }
-}
-
-fn seconds(run: &Run) -> u64 {
-    u64::try_from(run.ended.duration_since(run.began).as_secs()).unwrap_or(0)
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use std::path::PathBuf;
 
     use super::*;
     use crate::backup::inventory::Volume;
-    use crate::backup::{Keep, Mode, OnError, Settings};
+    use crate::backup::{Keep, Mode, OnError, Reason, Run, Settings};
 
     pub const HOUR: u64 = 3600;
     pub const DAY: u64 = 24 * HOUR;

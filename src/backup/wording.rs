@@ -15,12 +15,13 @@ pub fn title(kind: Kind, about: &[About], count: u64, target: Option<&str>, repe
         Some(repository) => format!("repository {repository}"),
         None => format!("{count} repositories"),
     };
+    let of_repositories = about.iter().all(|about| about.volume.is_none());
     let retried = about.iter().all(|about| about.retry.is_some());
     let text = match kind {
         Kind::Failed if retried => format!("Saving {volumes}{to} failed and will be tried again"),
         Kind::Failed => format!("Saving {volumes}{to} failed"),
         Kind::Overdue => format!("There is no recent backup of {volumes}{at}"),
-        Kind::Warned => match one.is_some_and(|about| about.volume.is_none()) {
+        Kind::Warned => match of_repositories {
             true => format!("The check of {repositories}{at} has something to say"),
             false => format!("The backup of {volumes}{to} has something to say"),
         },
@@ -32,7 +33,7 @@ pub fn title(kind: Kind, about: &[About], count: u64, target: Option<&str>, repe
         Kind::SpaceLow => format!("There is little room left for {repositories}{at}"),
         Kind::ArchivesLost => format!("Archives are gone from {repositories}{at}"),
         Kind::Dropped => format!("No longer saved{to}: {volumes}"),
-        Kind::Recovered => match one.is_some_and(|about| about.volume.is_none()) {
+        Kind::Recovered => match of_repositories {
             true => format!("Good again: {repositories}{at}"),
             false => format!("Good again: the backup of {volumes}{to}"),
         },
@@ -58,7 +59,7 @@ pub fn help(kind: Kind, about: &[About]) -> String {
             return format!("Look at `skep backup status` and Skep's log on this node for why nothing was saved, then run {run}.");
         }
         Kind::Warned => {
-            "The archive was made. `skep backup status` shows the warnings; an `exclude` label leaves out what need not be saved."
+            "The work was done. `skep backup status` shows the warnings; files that need not be saved are left out by an `exclude` label."
         }
         Kind::CheckFailed => {
             "Do not delete archives. Look at the disk of the target, read `borg check --help` before you repair, and save to another target meanwhile."
@@ -76,4 +77,46 @@ pub fn help(kind: Kind, about: &[About]) -> String {
         Kind::Recovered | Kind::Saved | Kind::Trial => "",
     };
     text.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn titles_and_what_to_do() {
+        let volume = |name: &str| About { volume: Some(name.into()), repository: Some("/b/n1".into()), ..About::default() };
+        let retried = |name: &str| About { retry: Some(jiff::Timestamp::UNIX_EPOCH), ..volume(name) };
+        let repository = || About { repository: Some("/b/n1".into()), ..About::default() };
+        let table = [
+            (Kind::Failed, vec![volume("db")], "Saving volume db to offsite failed", "run `skep backup run --now db`"),
+            (Kind::Failed, vec![retried("db")], "Saving volume db to offsite failed and will be tried again", "unless"),
+            (Kind::Failed, vec![volume("a"), volume("b")], "Saving 2 volumes to offsite failed", "run `skep backup run --now`;"),
+            (Kind::Overdue, vec![volume("db")], "There is no recent backup of volume db at offsite", "log"),
+            (Kind::Warned, vec![volume("db")], "The backup of volume db to offsite has something to say", "exclude"),
+            (Kind::Warned, vec![repository()], "The check of repository /b/n1 at offsite has something to say", "status"),
+            (Kind::CheckFailed, vec![repository()], "The check of repository /b/n1 at offsite failed", "borg check --help"),
+            (Kind::CheckOverdue, vec![repository()], "The check of repository /b/n1 at offsite is overdue", "plan"),
+            (Kind::DrillFailed, vec![volume("db")], "The restore on trial of volume db at offsite failed", "restore"),
+            (Kind::DrillOverdue, vec![volume("db")], "The restore on trial of volume db at offsite is overdue", "plan"),
+            (
+                Kind::Held,
+                vec![repository()],
+                "Nothing is saved to repository /b/n1 at offsite before the key is kept elsewhere",
+                "key export",
+            ),
+            (Kind::SpaceLow, vec![repository()], "There is little room left for repository /b/n1 at offsite", "room"),
+            (Kind::ArchivesLost, vec![repository()], "Archives are gone from repository /b/n1 at offsite", "append-only"),
+            (Kind::Dropped, vec![volume("db")], "No longer saved to offsite: volume db", "label"),
+            (Kind::Recovered, vec![volume("db")], "Good again: the backup of volume db to offsite", ""),
+            (Kind::Recovered, vec![repository(), repository()], "Good again: 2 repositories at offsite", ""),
+            (Kind::Saved, vec![volume("db")], "Saved to offsite: volume db", ""),
+        ];
+        for (kind, about, words, todo) in table {
+            assert_eq!(title(kind, &about, about.len() as u64, Some("offsite"), false), words);
+            let help = help(kind, &about);
+            assert!(help.contains(todo) && help.is_empty() == todo.is_empty(), "{kind:?}: {help}");
+        }
+        assert_eq!(title(Kind::Saved, &[volume("db")], 1, None, true), "Still: Saved: volume db");
+    }
 }
