@@ -22,7 +22,6 @@ pub mod label;
 pub mod listing;
 pub mod lock;
 pub mod notice;
-pub mod outline;
 pub mod payload;
 pub mod placing;
 pub mod plan;
@@ -40,6 +39,7 @@ pub mod step;
 pub mod survey;
 pub mod trial;
 pub mod unlock;
+mod user;
 pub mod vault;
 pub mod wording;
 
@@ -171,7 +171,7 @@ pub enum Reason {
 pub struct Repository {
     /// What borg calls it: a path, or an ssh URL.
     pub location: String,
-    /// `node1`, or `node1.staff` for volumes of an owner: the last part of its location.
+    /// `node1`, or `node1+staff` for volumes of an owner: the last part of its location.
     pub name: String,
 }
 

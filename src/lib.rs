@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! rank 6  main -> cli -> server        the assemblers: they may know everything
-//! rank 5  provider/{docker,compose}  store/{disk,keyed}  proxy/{pingora,stream,...}  telemetry/{log,prometheus,otlp,...}
+//! rank 5  provider/{docker,compose}  store/{disk,keyed}  proxy/{pingora,stream,...}  backup/{borg,engine,runner,...}  telemetry/{log,...}
 //! rank 4  proxy                        what to do with one request
 //! rank 3  state                        Snapshot + Config -> State, and its swap; the one module that knows all features
 //! rank 2  route  upstream  traffic  certificate  auth  policy  backup       the features; never each other
@@ -28,9 +28,11 @@
 //! 5. *One load per request*, an `Arc` in the request's context; no guard across an await (`proxy::pingora`).
 //! 6. *One writer per swap* ([`state::Live`]).
 //! 7. *A label never takes a neighbour down.* One bad key invalidates that key or that route (`state`, `tests/labels/`).
-//! 8. *Maps are ordered* wherever the order can reach a user.
+//! 8. *The application comes back:* what is paused or stopped was written down before, and is watched by a process of its own
+//!    (`backup::journal`, `backup::guard`); an archive has its name only once its run ended well (`backup::archive`).
+//! 9. *Maps are ordered* wherever the order can reach a user.
 //!
-//! # Six walks
+//! # Seven walks
 //! **A label changes.** Docker tells [`provider::docker`], which asks [`provider`] when to list; the listing becomes a
 //! [`snapshot::Snapshot`]; `server` hands it to [`state::State::build`], which asks [`label::parse`] and then each feature's
 //! `parse` for its typed keys; [`state::Live::publish`] compares, stores and says what changed.
@@ -54,6 +56,12 @@
 //! `proxy::questions`: `auth::gate` checks passwords at the directory (`auth::ldap`, `auth::file`) within the bounds of
 //! [`auth::throttle`], and `auth::reception` answers at `/.skep/`. `auth::register` keeps sessions in the store, looks their users up again
 //! in the background, and ends them; what still flows is cut then (`proxy::standing`).
+//!
+//! **A volume is saved.** `server::saving` lists what the engine has; [`backup::survey`] reads the labels of services and volumes,
+//! [`backup::plan`] says what is due, and [`backup::runner`] carries out the [`backup::step`]s of a job: it writes into a journal
+//! ([`backup::shelf`]) what it is about to pause, has a guard watch over it, lets [`backup::borg`] read the files and the dump that a container
+//! streams, asks for the archive again, lets [`backup::judge`] judge it, and only then gives it its name. [`backup::standing`] says how
+//! everything stands and [`backup::notice`] who has to hear of it. `skep backup` does the same from the command line, by the same parts.
 //!
 //! **A user asks why.** `skep explain URL` fetches the snapshot of the running edge, builds the same state from it, and
 //! prints every candidate with the reason it lost: there is no second copy of the rules to disagree with the first.

@@ -283,6 +283,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let certifier = certifier.await.map_err(|error| Error::Start(format!("certificates cannot be read: {error}")))?;
     credentials.look(&obtained, &files);
     let saving = Saving::new(config.clone(), publisher.live.clone(), store.clone());
+    let standing = saving.as_ref().map(Saving::standing);
     let conduit = Conduit { ledger: publisher.ledger.clone(), observer: recorder.clone() };
     let (mut workers, mut proxies) = (Workers::default(), Vec::new());
     for _ in 0..workers_wanted(&config) {
@@ -329,6 +330,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
             certificates: certifier.ledger(),
             store: store.clone(),
             gate,
+            backups: Box::new(move || standing.as_ref().map(saving::Standing::now)),
             connections: connections.clone(),
             admission: admission.clone(),
             runtimes: workers.runtimes().chain([tokio::runtime::Handle::current().metrics()]).collect(),

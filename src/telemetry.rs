@@ -2,6 +2,7 @@
 //! Nearly every byte of a record is chosen by a stranger, so the lines escape, bound and never trust it.
 
 pub mod admin;
+pub mod backup;
 pub mod certificates;
 mod limits;
 pub mod log;

@@ -32,6 +32,9 @@ const CHUNK: usize = 64 << 10;
 /// Of our own environment, what borg needs as any program does.
 const PASSED_ON: [&str; 6] = ["PATH", "HOME", "SSH_AUTH_SOCK", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "BORG_REMOTE_PATH"];
 
+/// This very program, even after an upgrade has put another one into its place on the disk.
+pub const OURSELVES: &str = "/proc/self/exe";
+
 /// What is streamed into an archive. An `Err` ends borg before it could take the end of the stream for the end of the dump.
 pub type Feed = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;
 
@@ -82,7 +85,7 @@ impl Borg {
             return Err(Failure::new(Kind::NoBorg, format!("{} is borg {version}", config.borg)));
         }
         let priority = priority(config);
-        let tether = std::env::current_exe().ok().filter(|path| path.file_name().is_some_and(|name| name == "skep"));
+        let tether = std::env::current_exe().ok().filter(|path| is_skep(path)).map(|_| PathBuf::from(OURSELVES));
         Ok(Borg { version, config: config.clone(), base, priority, tether })
     }
 
@@ -303,6 +306,11 @@ async fn drive(
 
 fn no_pipes() -> Failure {
     Failure::new(Kind::Other, "borg has no pipes")
+}
+
+/// Tests are programs of their own. One that was replaced on the disk is shown with ` (deleted)` behind it.
+fn is_skep(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == "skep" || name == "skep (deleted)")
 }
 
 /// For commands whose progress nobody watches.

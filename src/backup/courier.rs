@@ -242,7 +242,7 @@ impl Lane {
 fn note_loss(name: &str, why: &str, lost: &AtomicU64, shared: &Shared) {
     lost.fetch_add(1, Ordering::Relaxed);
     shared.lost.fetch_add(1, Ordering::Relaxed);
-    tracing::error!(receiver = name, why, "a notice could not be delivered");
+    tracing::error!(receiver = name, why, "a notice or a ping could not be delivered");
 }
 
 async fn deliver_all(mut letters: mpsc::Receiver<Letter>, receiver: Receiver, lost: Arc<AtomicU64>, shared: Arc<Shared>) {

@@ -460,3 +460,218 @@ fn weight(last: &Last) -> Level {
 fn sort(message: &str) -> String {
     message.chars().filter(|letter| !letter.is_ascii_digit()).take(200).collect()
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::backup::standing::tests::{DAY, HOUR, Node, held, job, location, noon, run, save};
+    use crate::backup::{Reason, Run};
+
+    /// A story told report by report; what is said keeps between them as over a restart.
+    struct Story {
+        told: Told,
+        now: Timestamp,
+        notify: Notify,
+    }
+
+    fn story() -> Story {
+        let notify = Notify { webhooks: vec!["https://example.com/".into()], ..Notify::default() };
+        Story { told: Told::default(), now: noon(), notify }
+    }
+
+    impl Story {
+        fn all(&mut self, node: &Node, minutes: u64) -> Vec<Notice> {
+            self.now = self.now.checked_add(Duration::from_secs(60 * minutes)).unwrap();
+            let mut node = node.clone();
+            node.now = self.now;
+            node.seen = self.told.seen().clone();
+            let (notices, told) = notices(&self.told, &node.report(), self.now, &self.notify);
+            self.told = serde_json::from_str(&serde_json::to_string(&told).unwrap()).unwrap();
+            assert_eq!(self.told, told);
+            notices
+        }
+
+        /// Kinds and levels of what is told so many minutes later.
+        fn tell(&mut self, node: &Node, minutes: u64) -> Vec<(Kind, Level)> {
+            self.all(node, minutes).into_iter().map(|notice| (notice.kind, notice.level)).collect()
+        }
+    }
+
+    fn failed(volume: &str) -> Node {
+        Node::with(&[volume]).ran(save(volume, 2 * HOUR, Verdict::Good)).ran(save(volume, HOUR, Verdict::Failed))
+    }
+
+    #[test]
+    fn a_failure_is_told_once_then_again_after_a_while_and_when_it_is_over() {
+        let mut story = story();
+        let node = failed("db");
+        assert_eq!(story.tell(&node, 0), [(Kind::Failed, Level::Error)]);
+        assert_eq!(story.tell(&node, 1), []);
+        assert_eq!(story.tell(&node, 23 * 60), []);
+        let again = story.all(&node, 60);
+        assert_eq!((again.len(), again[0].repeated, again[0].title.starts_with("Still: ")), (1, true, true));
+        let good = node.ran(save("db", 0, Verdict::Good));
+        assert_eq!(story.tell(&good, 1), [(Kind::Recovered, Level::Success)]);
+        assert_eq!(story.tell(&good, 1), []);
+    }
+
+    #[test]
+    fn tries_of_one_failure_are_a_warning_until_nobody_tries_any_more() {
+        let mut story = story();
+        let retried =
+            |node: Node, number: u32, seconds| node.ran(Run { reason: Reason::Retry(number), ..save("db", seconds, Verdict::Failed) });
+        let mut node = failed("db");
+        node.jobs = vec![job(Task::Save, "db", noon(), Reason::Retry(1))];
+        assert_eq!(story.tell(&node, 0), [(Kind::Failed, Level::Warning)]);
+        node = retried(node, 1, 600);
+        assert_eq!(story.tell(&node, 5), []);
+        node = retried(node, 2, 300);
+        node.jobs.clear();
+        let last = story.all(&node, 5);
+        assert_eq!((last.len(), last[0].level, last[0].repeated), (1, Level::Error, false));
+        // The next night: told once, and its tries are not.
+        node = node.ran(save("db", 0, Verdict::Failed));
+        node.jobs = vec![job(Task::Save, "db", noon(), Reason::Retry(1))];
+        assert_eq!(story.tell(&node, 20 * 60), [(Kind::Failed, Level::Error)]);
+        node.jobs.clear();
+        assert_eq!(story.tell(&retried(node, 1, 0), 5), []);
+    }
+
+    #[test]
+    fn what_is_missing_is_told_without_any_run_and_over_a_restart() {
+        let mut story = story();
+        let node = Node::with(&["db"]);
+        assert_eq!(story.tell(&node, 0), []);
+        assert_eq!(story.tell(&node, 36 * 60 - 1), []);
+        assert_eq!(story.tell(&node, 1), [(Kind::Overdue, Level::Error)]);
+        assert_eq!(story.tell(&node, 1), []);
+        // A failure adds nothing to that, nor does its end without an archive.
+        let node = node.ran(save("db", 0, Verdict::Failed));
+        assert_eq!(story.tell(&node, 1), []);
+        let mut good = save("db", 0, Verdict::Good);
+        good.ended = story.now;
+        let all = story.all(&node.ran(good), 1);
+        assert_eq!(all.iter().map(|notice| notice.kind).collect::<Vec<_>>(), [Kind::Recovered]);
+    }
+
+    #[test]
+    fn many_volumes_at_one_target_make_one_notice() {
+        let mut story = story();
+        let names: Vec<String> = (0..70).map(|number| format!("v{number:02}")).collect();
+        let refs: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut node = refs[1..].iter().fold(Node::with(&refs), |node, name| node.ran(save(name, HOUR, Verdict::Failed)));
+        let first = story.all(&node, 0);
+        assert_eq!((first.len(), first[0].about.len(), first[0].more, first[0].target.as_deref()), (1, LISTED, 19, Some("offsite")));
+        assert!(first[0].title.contains("69 volumes"), "{}", first[0].title);
+        // One that follows soon waits a little for others.
+        node = node.ran(save("v00", 0, Verdict::Failed));
+        assert_eq!(story.tell(&node, 1), []);
+        let later = story.all(&node, 10);
+        assert_eq!((later.len(), later[0].about[0].volume.as_deref(), later[0].more), (1, Some("v00"), 0));
+    }
+
+    #[test]
+    fn warnings_of_one_sort_are_not_told_each_time() {
+        let mut story = story();
+        let warned = |node: Node, message: &str| node.ran(Run { message: message.into(), ..save("db", 0, Verdict::Warning) });
+        let node = warned(Node::with(&["db"]), "3 warnings");
+        assert_eq!(story.tell(&node, 0), [(Kind::Warned, Level::Warning)]);
+        assert_eq!(story.tell(&warned(node.clone(), "4 warnings"), 60), []);
+        assert_eq!(story.tell(&warned(node.clone(), "it is 60 % smaller than usual"), 60), [(Kind::Warned, Level::Warning)]);
+        assert_eq!(story.tell(&node.ran(save("db", 0, Verdict::Good)), 60), [], "that it is over is no news");
+    }
+
+    #[test]
+    fn repositories_and_trials_have_their_notices() {
+        type Change = fn(Node) -> Node;
+        let full = |mut node: Node| {
+            node.free.insert("offsite".into(), 1);
+            node
+        };
+        let lost = |mut node: Node| {
+            node.archives.insert(location(), (40, 2));
+            node
+        };
+        let hold = |mut node: Node| {
+            node.held.push(held());
+            node
+        };
+        let table: [(Change, Kind, Level, bool); 7] = [
+            (hold, Kind::Held, Level::Error, true),
+            (full, Kind::SpaceLow, Level::Warning, true),
+            (lost, Kind::ArchivesLost, Level::Warning, false),
+            (|node| node.ran(run(Task::CheckArchives, "", HOUR, Verdict::Failed, "damage")), Kind::CheckFailed, Level::Error, true),
+            (|node| node.ran(run(Task::Drill, "db", HOUR, Verdict::Failed, "differs")), Kind::DrillFailed, Level::Error, true),
+            (|node| drilled(node.ran(run(Task::Drill, "db", 70 * DAY, Verdict::Good, ""))), Kind::DrillOverdue, Level::Warning, true),
+            (|node| node.ran(run(Task::VerifyData, "", HOUR, Verdict::Warning, "odd")), Kind::Warned, Level::Warning, false),
+        ];
+        for (change, kind, level, recovers) in table {
+            let mut story = story();
+            let node = Node::with(&["db"]).ran(save("db", HOUR, Verdict::Good));
+            assert_eq!(story.tell(&node, 0), []);
+            let all = story.all(&change(node.clone()), 1);
+            assert_eq!(all.iter().map(|notice| (notice.kind, notice.level)).collect::<Vec<_>>(), [(kind, level)]);
+            assert!(!all[0].title.is_empty() && !all[0].help.is_empty() && !all[0].about[0].message.is_empty(), "{:?}", all[0]);
+            let over: Vec<_> = if recovers { vec![(Kind::Recovered, Level::Success)] } else { vec![] };
+            assert_eq!(story.tell(&node, 1), over, "{kind:?}");
+        }
+    }
+
+    fn drilled(mut node: Node) -> Node {
+        node.config.drill = Some(Duration::from_secs(30 * DAY));
+        node
+    }
+
+    #[test]
+    fn the_level_says_what_is_told() {
+        for (level, failing, saved) in [(Level::Error, false, false), (Level::Warning, true, false), (Level::Success, true, true)] {
+            let mut story = story();
+            story.notify.level = level;
+            let mut node = Node::with(&["db"]).ran(save("db", 3 * HOUR, Verdict::Good));
+            assert_eq!(story.tell(&node, 0), [], "what ran before is old");
+            node = node.ran(save("db", 2 * HOUR, Verdict::Failed));
+            node.jobs = vec![job(Task::Save, "db", noon(), Reason::Retry(1))];
+            assert_eq!(!story.tell(&node, 1).is_empty(), failing);
+            node = node.ran(save("db", HOUR, Verdict::Good));
+            assert_eq!(!story.tell(&node, 1).is_empty(), failing, "only what was told is told to be over");
+            assert_eq!(story.tell(&node.ran(save("db", 0, Verdict::Good)), 30).contains(&(Kind::Saved, Level::Success)), saved);
+        }
+    }
+
+    #[test]
+    fn a_volume_that_is_no_longer_saved_is_told_once() {
+        let mut story = story();
+        let both = Node::with(&["db", "files"]);
+        let one = Node::with(&["files"]);
+        assert_eq!(story.tell(&both, 0), []);
+        let gone = story.all(&one, 1);
+        assert_eq!((gone[0].kind, gone[0].about[0].volume.as_deref()), (Kind::Dropped, Some("db")));
+        assert_eq!(story.tell(&one, 60), []);
+        // With it goes what was wrong with it.
+        let mut story = super::tests::story();
+        assert_eq!(story.tell(&failed("db"), 0), [(Kind::Failed, Level::Error)]);
+        assert_eq!(story.tell(&Node::with(&[]), 1), [(Kind::Dropped, Level::Warning)]);
+    }
+
+    #[test]
+    fn who_comes_to_listen_hears_of_what_is_open() {
+        let mut story = story();
+        let receivers = std::mem::take(&mut story.notify.webhooks);
+        // For the log.
+        assert_eq!(story.tell(&failed("db"), 0), [(Kind::Failed, Level::Error)]);
+        story.notify.webhooks = receivers;
+        assert_eq!(story.tell(&failed("db"), 60), [(Kind::Failed, Level::Error)]);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_silences_nobody() {
+        let mut story = story();
+        let node = failed("db");
+        assert_eq!(story.tell(&node, 0), [(Kind::Failed, Level::Error)]);
+        story.now = noon().checked_sub(Duration::from_secs(300 * DAY)).unwrap();
+        assert_eq!(story.tell(&node, 0).len(), 1);
+        assert_eq!(story.tell(&node, 1).len(), 0);
+    }
+}

@@ -73,7 +73,7 @@ pub fn generic(notice: &Notice, lost: u64) -> Value {
         "target": notice.target,
         "at": notice.at,
         "title": line(&notice.title, LONGEST_TITLE),
-        "help": notice.help,
+        "help": tidy(&notice.help),
         "repeated": notice.repeated,
         "about": notice.about.iter().map(about).collect::<Vec<_>>(),
         "more": notice.more,
@@ -103,7 +103,7 @@ pub fn slack(notice: &Notice, lost: u64) -> Value {
         })
         .collect();
     lines.extend(unlisted(notice, CHAT_LINES));
-    lines.extend((!notice.help.is_empty()).then(|| quoted(&notice.help)));
+    lines.extend((!notice.help.is_empty()).then(|| quoted(&tidy(&notice.help))));
     lines.extend(missed(lost));
     let mut fields = vec![json!({ "title": "Node", "value": code(&notice.node), "short": true })];
     fields.extend(notice.target.as_ref().map(|target| json!({ "title": "Target", "value": code(target), "short": true })));
@@ -182,7 +182,7 @@ fn text(notice: &Notice, lost: u64, most: usize) -> String {
         lines.push(format!("- {}{message}{}", line(named, LONGEST), last_success(notice, about)));
     }
     lines.extend(unlisted(notice, most));
-    lines.extend((!notice.help.is_empty()).then(|| format!("\n{}", notice.help)));
+    lines.extend((!notice.help.is_empty()).then(|| format!("\n{}", tidy(&notice.help))));
     lines.extend(missed(lost).map(|text| format!("\n{text}")));
     lines.join("\n") + "\n"
 }
@@ -274,4 +274,137 @@ fn slug(name: &str) -> String {
         _ => '-',
     };
     name.chars().map(letter).take(100).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::notice::trial;
+    use super::*;
+
+    fn notice(title: &str, volume: &str, message: &str) -> Notice {
+        let at = "2026-11-23T02:00:07Z".parse().unwrap();
+        let about = About {
+            volume: Some(volume.to_owned()),
+            repository: Some("ssh://borg@host/./b/n1".to_owned()),
+            message: message.to_owned(),
+            last_success: Some("2026-11-22T02:00:07Z".parse().unwrap()),
+            ..About::default()
+        };
+        Notice {
+            id: "1".into(),
+            kind: Kind::Failed,
+            level: Level::Error,
+            node: "n1".into(),
+            target: Some("offsite".into()),
+            title: title.to_owned(),
+            help: "Run `skep backup run --now db`.".into(),
+            about: vec![about],
+            more: 0,
+            repeated: false,
+            ..trial("n1", at)
+        }
+    }
+
+    #[test]
+    fn each_form_says_what_happened_where_and_what_to_do() {
+        let notice = notice("Saving volume db to offsite failed", "db", "the disk is full");
+        let mail = mail(&notice, 2);
+        assert_eq!(mail.subject, "[skep n1] error: Saving volume db to offsite failed");
+        let expected = "Saving volume db to offsite failed\n\nNode:    n1\nTarget:  offsite\nWhen:    2026-11-23 02:00:07 UTC\n\n\
+            - db: the disk is full (last good: 2026-11-22 02:00 UTC)\n\nRun `skep backup run --now db`.\n\n\
+            2 earlier notices could not be delivered here: `skep backup status` shows how things stand.\n";
+        assert_eq!(mail.body, expected);
+        let slack = slack(&notice, 0);
+        assert_eq!(slack["text"], "Saving volume db to offsite failed");
+        let lines = "• volume `db`: `the disk is full` (last good: 2026-11-22 02:00 UTC)\nRun `skep backup run --now db`.";
+        assert_eq!(slack["attachments"][0]["text"], lines);
+        assert_eq!(slack["attachments"][0]["fields"][1]["value"], "`offsite`");
+        let ntfy = ntfy(&notice, 0);
+        assert_eq!((ntfy.title.as_str(), ntfy.priority, ntfy.tags), ("Saving volume db to offsite failed", 4, "rotating_light"));
+        let generic = generic(&notice, 1);
+        assert_eq!((generic["version"].as_u64(), generic["kind"].as_str(), generic["lost"].as_u64()), (Some(1), Some("failed"), Some(1)));
+        assert_eq!(generic["about"][0]["message"], "the disk is full");
+        let keys: Vec<&str> = generic.as_object().unwrap().keys().map(String::as_str).collect();
+        let documented = "version id source kind level node target at title help repeated about more lost";
+        assert_eq!(keys.join(" "), documented, "the form is documented; version it when it changes");
+    }
+
+    #[test]
+    fn passwords_in_urls_are_not_told() {
+        let notice = notice("T", "db", "ssh://borg:s3cret@host/x is gone, postgres://u:s3cret@db too");
+        let told = [mail(&notice, 0).body, slack(&notice, 0).to_string(), ntfy(&notice, 0).body, generic(&notice, 0).to_string()];
+        for text in told {
+            assert!(!text.contains("s3cret") && text.contains("host/x"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_long_notice_is_cut_where_receivers_would_refuse_it() {
+        let mut long = notice("T", "db", &"x".repeat(5_000));
+        long.about = vec![long.about[0].clone(); 50];
+        long.more = 100;
+        assert!(ntfy(&long, 0).body.len() <= 3_800);
+        let slack = slack(&long, 0)["attachments"][0]["text"].as_str().unwrap().to_owned();
+        assert!(slack.contains("and 130 more"), "{slack}");
+        assert_eq!(mail(&long, 0).body.matches("- db: ").count(), 50);
+    }
+
+    #[test]
+    fn pings_name_their_check() {
+        let table = [
+            ("https://hc-ping.com/uuid", Phase::Start, "https://hc-ping.com/uuid/start"),
+            ("https://hc-ping.com/uuid/", Phase::Success, "https://hc-ping.com/uuid"),
+            ("https://hc-ping.com/uuid", Phase::Fail, "https://hc-ping.com/uuid/fail"),
+            (
+                "https://hc-ping.com/k/{node}-{volume}-{target}?create=1",
+                Phase::Fail,
+                "https://hc-ping.com/k/n-1-shop_data-off-site/fail?create=1",
+            ),
+        ];
+        for (base, phase, url) in table {
+            assert_eq!(ping_url(base, phase, "n.1", "Shop_Data", "off/site"), url);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_text_stays_text(
+            title in "(\\PC|[\r\n\u{0}<>&@`*=?\u{202e}]|<!channel>|@all|\\]\\(http://x\\)){0,60}",
+            message in "(\\PC|[\r\n\u{0}<>&@`\u{202e}]|<!here>|@channel){0,60}",
+        ) {
+            let notice = notice(&title, "db", &message);
+            let slack = slack(&notice, 0);
+            let all = format!("{}\n{}", slack["text"].as_str().unwrap(), slack["attachments"][0]["text"].as_str().unwrap());
+            let words = all.replace("&lt;", "").replace("&gt;", "").replace("&amp;", "");
+            prop_assert!(!words.contains(['<', '>', '&']), "{}", all);
+            prop_assert!(!all.contains("@all") && !all.contains("@channel") && !all.contains("]("), "{}", all);
+            let line = all.lines().find(|line| line.starts_with('•')).unwrap();
+            prop_assert_eq!(line.matches('`').count() % 4, if message.trim().is_empty() { line.matches('`').count() % 4 } else { 0 });
+            prop_assert_eq!(all.lines().count(), 3, "no line is added: {}", all);
+
+            let ntfy = ntfy(&notice, 0);
+            prop_assert!(ntfy.title.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{}", ntfy.title);
+            prop_assert!(http::HeaderValue::from_str(&ntfy.title).is_ok());
+            let mail = mail(&notice, 0);
+            prop_assert!(!mail.subject.contains(char::is_control), "{:?}", mail.subject);
+            prop_assert_eq!(mail.body.lines().count(), 10 - 1, "{}", mail.body);
+            let generic = generic(&notice, 0).to_string();
+            prop_assert!(serde_json::from_str::<Value>(&generic).is_ok());
+        }
+
+        #[test]
+        fn encoded_titles_read_as_they_were(title in "[ -~äöüß€🐝]{0,200}") {
+            let encoded = header(&title);
+            if encoded != title {
+                let words = encoded.split(' ').map(|word| {
+                    assert!(word.len() <= 75, "{word}");
+                    let inner = word.strip_prefix("=?UTF-8?B?").and_then(|rest| rest.strip_suffix("?=")).expect(word);
+                    STANDARD.decode(inner).unwrap()
+                });
+                prop_assert_eq!(String::from_utf8(words.flatten().collect()).unwrap(), title);
+            }
+        }
+    }
 }

@@ -69,7 +69,7 @@ fn is_held(scene: &Scene<'_>, repository: &Repository) -> bool {
 pub fn repository(target: &Target, node: &str, owner: Option<&str>) -> Repository {
     let node = if node.trim_matches('.').is_empty() { "node".to_owned() } else { safe(node, b"-_.") };
     let name = match owner {
-        Some(owner) => format!("{node}.{}", safe(owner, b"-_")),
+        Some(owner) => format!("{node}+{}", safe(owner, b"-_")),
         None => node,
     };
     Repository { location: format!("{}/{name}", target.location.trim_end_matches('/')), name }
@@ -434,7 +434,7 @@ pub(super) mod tests {
         let planned: Vec<_> = plan(&scene).into_iter().map(|job| job.repository.location).collect();
         assert_eq!(planned, ["/srv/a/node1"]);
         let waiting: Vec<_> = held(&scene).into_iter().map(|held| (held.repository.location, held.volumes.join(","))).collect();
-        let wanted = [("/srv/a/node1.Human=20Resources", "pay"), ("/srv/b/node1", "data"), ("/srv/b/node1.Human=20Resources", "pay")];
+        let wanted = [("/srv/a/node1+Human=20Resources", "pay"), ("/srv/b/node1", "data"), ("/srv/b/node1+Human=20Resources", "pay")];
         assert_eq!(waiting, wanted.map(|(place, volume)| (place.to_owned(), volume.to_owned())));
         let open = Backup { require_key_export: false, ..config.clone() };
         let scene = Scene { config: &open, ..scene };
@@ -446,9 +446,9 @@ pub(super) mod tests {
         let target = |location: &str| Target { name: "t".to_owned(), location: location.to_owned() };
         for (location, node, owner, wanted) in [
             ("/srv/b", "node1", None, "/srv/b/node1"),
-            ("ssh://u@h:23/./skep", "node1.example.com", Some("staff"), "ssh://u@h:23/./skep/node1.example.com.staff"),
-            ("/srv/b/", "", Some("a.b"), "/srv/b/node.a=2eb"),
-            ("/srv/b", "..", Some("../../etc"), "/srv/b/node.=2e=2e=2f=2e=2e=2fetc"),
+            ("ssh://u@h:23/./skep", "node1.example.com", Some("staff"), "ssh://u@h:23/./skep/node1.example.com+staff"),
+            ("/srv/b/", "", Some("a.b"), "/srv/b/node+a=2eb"),
+            ("/srv/b", "..", Some("../../etc"), "/srv/b/node+=2e=2e=2f=2e=2e=2fetc"),
             ("/srv/b", "a/{user}", Some("ä=b"), "/srv/b/a=2f=7buser=7d.=c3=a4=3db"),
         ] {
             assert_eq!(repository(&target(location), node, owner).location, wanted);

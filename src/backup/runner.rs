@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::borg::{Borg, Feed};
+use super::borg::{Borg, Feed, OURSELVES};
 use super::engine::Engine;
 use super::guard::{Charge, bring_back};
 use super::journal::{Action, Entry, undo};
@@ -17,7 +17,7 @@ use super::quiet::{Quieted, SETTLE, quiesce};
 use super::shelf::{Dead, Journal, Shelf};
 use super::step::{Hook, Quiet, Step, steps};
 use super::vault::{Account, Vault};
-use super::{Job, OnError, Progress, Run, Series, Sink, Subject, Verdict, archive, command, feed, room, step, unlock};
+use super::{Job, OnError, Progress, Run, Series, Sink, Subject, Verdict, archive, command, feed, keys, room, step, unlock};
 use crate::config;
 use crate::store::Store;
 
@@ -62,13 +62,13 @@ impl Runner {
     pub async fn open(config: &config::Config, state: &Path, store: Arc<dyn Store>) -> Result<Runner, String> {
         let shelf = Shelf::open(state, store).map_err(|error| error.to_string())?;
         let borg = Borg::find(&config.backup, state).await.map_err(|failure| failure.to_string())?;
-        let program = std::env::current_exe().map_err(|error| format!("Skep does not find itself: {error}"))?;
-        Ok(Runner { config: config.backup.clone(), docker: config.docker.clone(), state: state.to_owned(), shelf, borg, program })
+        let (backup, docker, program) = (config.backup.clone(), config.docker.clone(), PathBuf::from(OURSELVES));
+        Ok(Runner { config: backup, docker, state: state.to_owned(), shelf, borg, program })
     }
 
     /// What carrying out a job would do, were it now: each step in words, with borg's command where it has one. Nothing is done.
     pub fn outline(&self, job: &Job, subject: Option<&Subject>) -> Vec<(Step, Option<command::Command>)> {
-        let passphrase = self.config.passphrase_file.clone().unwrap_or_else(|| self.state.join("backup").join("passphrase"));
+        let passphrase = keys::place(&self.config, &self.state);
         let access = self.borg.access(&job.repository, Some(&passphrase), "RUN");
         let now = Timestamp::now();
         let with_command = |step: Step| {
@@ -111,7 +111,7 @@ impl Runner {
         tracing::info!(run = id, volume = what, target = job.target, "a backup's work begins: {:?}", job.task);
         // What died here before may hold containers and locks.
         self.recover().await;
-        match self.begin(&id, job, subject, limit, sink, stop).await {
+        match self.begin(&id, job, subject, limit, (sink, stop)).await {
             Ok(mut work) => {
                 let judgement = work.carry_out(subject).await;
                 let (journal, account) = work.end();
@@ -146,8 +146,7 @@ impl Runner {
         job: &'a Job,
         subject: Option<&'a Subject>,
         limit: Duration,
-        sink: &'a Sink,
-        stop: &'a CancellationToken,
+        (sink, stop): (&'a Sink, &'a CancellationToken),
     ) -> Result<Work<'a>, String> {
         let until = Instant::now() + limit;
         let vault = Vault::open(self, id, job, subject, (sink, stop), until)?;

@@ -126,7 +126,7 @@ impl Shelf {
             let series = slim(series.with(run.clone()));
             match store::write(&*self.store, &name, &(&own, &series), version.as_ref()).await {
                 Err(store::Error::Conflict { .. }) => {}
-                done => return Ok(drop(done?)),
+                done => return done.map(drop).map_err(Error::from),
             }
         }
         Err(store::Error::Conflict { key: name }.into())
@@ -154,7 +154,7 @@ impl Shelf {
             }
             match store::write(&*self.store, CONFIRMED, &all, version.as_ref()).await {
                 Err(store::Error::Conflict { .. }) => {}
-                done => return Ok(drop(done?)),
+                done => return done.map(drop).map_err(Error::from),
             }
         }
         Err(store::Error::Conflict { key: CONFIRMED.into() }.into())

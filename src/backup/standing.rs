@@ -437,3 +437,281 @@ impl<'a> Watch<'a> {
 fn seconds(run: &Run) -> u64 {
     u64::try_from(run.ended.duration_since(run.began).as_secs()).unwrap_or(0)
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::backup::inventory::Volume;
+    use crate::backup::{Keep, Mode, OnError, Settings};
+
+    pub const HOUR: u64 = 3600;
+    pub const DAY: u64 = 24 * HOUR;
+    const FAR: Duration = Duration::from_secs(400 * DAY);
+
+    /// 2026-11-23, noon.
+    pub fn noon() -> Timestamp {
+        "2026-11-23T12:00:00Z".parse().unwrap()
+    }
+
+    pub fn ago(seconds: u64) -> Timestamp {
+        noon().checked_sub(Duration::from_secs(seconds)).unwrap()
+    }
+
+    /// A node with a target and volumes that are saved every night at two; things are changed from there.
+    #[derive(Clone)]
+    pub struct Node {
+        pub subjects: Vec<Subject>,
+        pub unprotected: Vec<Unprotected>,
+        pub runs: Runs,
+        pub jobs: Vec<Job>,
+        pub under_way: Vec<(Job, Option<Progress>)>,
+        pub held: Vec<Held>,
+        pub free: BTreeMap<String, u64>,
+        pub archives: BTreeMap<Repository, (u64, u64)>,
+        pub seen: BTreeMap<String, Timestamp>,
+        pub config: Backup,
+        pub now: Timestamp,
+    }
+
+    impl Node {
+        pub fn with(volumes: &[&str]) -> Node {
+            let target = Target { name: "offsite".into(), location: "/srv/b".into() };
+            let config = Backup {
+                targets: vec![target],
+                check_repository: None,
+                check_archives: None,
+                verify_data: None,
+                drill: None,
+                ..Backup::default()
+            };
+            Node {
+                subjects: volumes.iter().map(|name| subject(name)).collect(),
+                unprotected: Vec::new(),
+                runs: Runs::new(),
+                jobs: Vec::new(),
+                under_way: Vec::new(),
+                held: Vec::new(),
+                free: BTreeMap::new(),
+                archives: BTreeMap::new(),
+                seen: BTreeMap::new(),
+                config,
+                now: noon(),
+            }
+        }
+
+        pub fn ran(mut self, run: Run) -> Node {
+            let series = self.runs.remove(&run.key()).unwrap_or_default();
+            self.runs.insert(run.key(), series.with(run));
+            self
+        }
+
+        pub fn report(&self) -> Report {
+            standing(&Facts {
+                node: "n1",
+                subjects: &self.subjects,
+                unprotected: &self.unprotected,
+                runs: &self.runs,
+                jobs: &self.jobs,
+                under_way: &self.under_way,
+                held: &self.held,
+                free: &self.free,
+                archives: &self.archives,
+                seen: &self.seen,
+                config: &self.config,
+                now: self.now,
+            })
+        }
+    }
+
+    fn subject(name: &str) -> Subject {
+        let settings = Settings {
+            schedule: "0 2 * * *".into(),
+            keep: Keep::default(),
+            exclude: Vec::new(),
+            mode: Mode::Hot,
+            pre: None,
+            post: None,
+            timeout: Duration::from_secs(HOUR),
+            on_error: OnError::Fail,
+        };
+        let volume = Volume { name: name.into(), path: PathBuf::from("/v"), ..Volume::default() };
+        let service = Some("shop_db".into());
+        Subject { volume, node: "n1".into(), service, stack: None, owner: None, settings, containers: Vec::new() }
+    }
+
+    pub fn location() -> Repository {
+        Repository { location: "/srv/b/n1".into(), name: "n1".into() }
+    }
+
+    /// A run that ended so many seconds ago, after a minute.
+    pub fn run(task: Task, volume: &str, seconds: u64, verdict: Verdict, message: &str) -> Run {
+        Run {
+            id: format!("{volume}-{task:?}-{seconds}"),
+            task,
+            volume: matches!(task, Task::Save | Task::Drill).then(|| volume.to_owned()),
+            target: "offsite".into(),
+            repository: location(),
+            archive: (verdict != Verdict::Failed).then(|| format!("{volume}@n1-x")),
+            began: ago(seconds + 60),
+            ended: ago(seconds),
+            verdict,
+            message: message.into(),
+            warnings: if verdict == Verdict::Warning { vec!["file changed".into()] } else { Vec::new() },
+            more_warnings: 0,
+            stats: Stats { files: 10, original: 1000, compressed: 500, deduplicated: 100 },
+            reason: Reason::Scheduled,
+        }
+    }
+
+    pub fn save(volume: &str, seconds: u64, verdict: Verdict) -> Run {
+        let message = match verdict {
+            Verdict::Good => "",
+            Verdict::Warning => "1 warning",
+            Verdict::Failed => "the disk is full",
+        };
+        run(Task::Save, volume, seconds, verdict, message)
+    }
+
+    pub fn job(task: Task, volume: &str, due: Timestamp, reason: Reason) -> Job {
+        let volume = matches!(task, Task::Save | Task::Drill).then(|| volume.to_owned());
+        Job { task, volume, target: "offsite".into(), repository: location(), due, reason }
+    }
+
+    pub fn held() -> Held {
+        Held { repository: location(), target: "offsite".into(), volumes: vec!["db".into()], why: "its key is here alone".into() }
+    }
+
+    #[test]
+    fn a_volume_stands_as_its_runs_and_the_clock_say() {
+        use Verdict::{Failed, Good, Warning};
+        let runs =
+            |runs: &[(u64, Verdict)]| runs.iter().fold(Node::with(&["db"]), |node, (at, verdict)| node.ran(save("db", *at, *verdict)));
+        let seen = |seconds| {
+            let mut node = Node::with(&["db"]);
+            node.seen.insert(place("db", "offsite"), ago(seconds));
+            node
+        };
+        let change = |mut node: Node, change: fn(&mut Node)| {
+            change(&mut node);
+            node
+        };
+        // what is known, its state, what the message holds. The period is a day, and half a day more is allowed.
+        let table = [
+            (Node::with(&["db"]), State::Never, ""),
+            (seen(36 * HOUR - 1), State::Never, ""),
+            (seen(36 * HOUR), State::Overdue, "no good archive yet, and no run has ended"),
+            (runs(&[(10 * HOUR, Good)]), State::Good, ""),
+            (runs(&[(10 * HOUR, Warning)]), State::Warning, "1 warning"),
+            (runs(&[(34 * HOUR, Good), (10 * HOUR, Failed)]), State::Failed, "the disk is full"),
+            (runs(&[(36 * HOUR, Good), (10 * HOUR, Failed)]), State::Overdue, "36 hours old; the last run failed: the disk is full"),
+            (runs(&[(3 * DAY, Good)]), State::Overdue, "3 days old"),
+            (runs(&[(10 * HOUR, Failed)]), State::Failed, "the disk is full"),
+            (runs(&[(36 * HOUR, Failed), (HOUR, Failed)]), State::Overdue, "no good archive yet; the last run failed"),
+            (change(runs(&[(10 * HOUR, Good)]), |node| node.held.push(held())), State::Held, "its key is here alone"),
+            (change(runs(&[(10 * HOUR, Good)]), begin), State::Running, ""),
+            (change(Node::with(&["db"]), begin), State::Running, ""),
+            (change(runs(&[(10 * HOUR, Failed)]), begin), State::Failed, "the disk is full"),
+            (change(runs(&[(3 * DAY, Good)]), begin), State::Overdue, "3 days old"),
+        ];
+        for (index, (node, state, message)) in table.into_iter().enumerate() {
+            let report = node.report();
+            let standing = &report.volumes[0];
+            assert_eq!(standing.state, state, "{index}: {standing:?}");
+            assert!(standing.message.contains(message) && standing.message.is_empty() == message.is_empty(), "{index}: {standing:?}");
+            assert_eq!(standing.overdue, state == State::Overdue, "{index}");
+        }
+    }
+
+    fn begin(node: &mut Node) {
+        node.under_way.push((job(Task::Save, "db", noon(), Reason::Scheduled), None));
+    }
+
+    #[test]
+    fn what_a_wrong_clock_dated_ahead_does_not_hide_that_nothing_came_since() {
+        let mut ahead = save("db", 0, Verdict::Good);
+        (ahead.began, ahead.ended) = (noon().checked_add(FAR).unwrap(), noon().checked_add(FAR).unwrap());
+        let node = Node::with(&["db"]).ran(save("db", 2 * DAY, Verdict::Good)).ran(ahead);
+        assert_eq!(node.report().volumes[0].state, State::Overdue);
+        let back = Node { now: ago(30 * 60), ..Node::with(&["db"]).ran(save("db", 0, Verdict::Good)) };
+        assert_eq!((back.report().volumes[0].state, back.report().volumes[0].age), (State::Good, Some(0)));
+    }
+
+    #[test]
+    fn each_target_has_its_own_success() {
+        let mut node = Node::with(&["db", "files"]).ran(save("db", HOUR, Verdict::Good)).ran(save("files", HOUR, Verdict::Warning));
+        node.config.targets.push(Target { name: "near".into(), location: "/near".into() });
+        let report = node.report();
+        let states: Vec<_> = report.volumes.iter().map(|one| (one.volume.as_str(), one.target.as_str(), one.state)).collect();
+        let wanted = [
+            ("db", "offsite", State::Good),
+            ("db", "near", State::Never),
+            ("files", "offsite", State::Warning),
+            ("files", "near", State::Never),
+        ];
+        assert_eq!(states, wanted);
+        assert_eq!((report.summary.good, report.summary.warning, report.summary.never), (1, 1, 2));
+        assert_eq!(report.repositories.len(), 2);
+        assert_eq!(report.volumes[2].last.as_ref().unwrap().warnings, 1);
+        let success = report.volumes[0].success.as_ref().unwrap();
+        assert_eq!((success.at, success.seconds, success.stats.files, success.archive.as_deref()), (ago(HOUR), 60, 10, Some("db@n1-x")));
+    }
+
+    #[test]
+    fn tries_of_one_failure_belong_together() {
+        let retry = |number, seconds| Run { reason: Reason::Retry(number), ..save("db", seconds, Verdict::Failed) };
+        let mut node = Node::with(&["db"]).ran(save("db", DAY, Verdict::Failed)).ran(save("db", 900, Verdict::Failed)).ran(retry(1, 600));
+        node.jobs.push(job(Task::Save, "db", noon(), Reason::Retry(2)));
+        let report = node.report();
+        let last = report.volumes[0].last.clone().unwrap();
+        assert_eq!((last.incident.as_str(), last.retry, report.volumes[0].failures), ("db-Save-900", Some(noon()), 3));
+        node.jobs = vec![job(Task::Save, "db", noon(), Reason::Scheduled)];
+        let report = node.report();
+        assert_eq!((report.volumes[0].last.as_ref().unwrap().retry, report.volumes[0].next), (None, Some(noon())));
+    }
+
+    #[test]
+    fn checks_trials_room_and_lost_archives_are_told() {
+        let mut node = Node::with(&["db"]).ran(save("db", HOUR, Verdict::Good));
+        assert_eq!((node.report().repositories[0].checks.len(), &node.report().volumes[0].drill), (0, &None), "they are off");
+        node.config = Backup { targets: node.config.targets, ..Backup::default() };
+        node.free.insert("offsite".into(), 5 << 20);
+        node.archives.insert(location(), (20, 10));
+        node = node
+            .ran(run(Task::CheckRepository, "", 8 * DAY, Verdict::Good, ""))
+            .ran(run(Task::CheckArchives, "", 61 * DAY, Verdict::Good, ""))
+            .ran(run(Task::VerifyData, "", DAY, Verdict::Failed, "damage"))
+            .ran(run(Task::Drill, "db", DAY, Verdict::Failed, "3 files differ"));
+        let report = node.report();
+        let keeping = &report.repositories[0];
+        let states: Vec<_> = keeping.checks.iter().map(|check| (check.task, check.state)).collect();
+        let wanted = [(Task::CheckRepository, State::Good), (Task::CheckArchives, State::Overdue), (Task::VerifyData, State::Failed)];
+        assert_eq!(states, wanted);
+        assert_eq!((keeping.low, keeping.lost, report.summary.repositories), (true, Some((20, 10)), 1));
+        let drill = report.volumes[0].drill.clone().unwrap();
+        assert_eq!((drill.state, drill.last.unwrap().message.as_str()), (State::Failed, "3 files differ"));
+        for (before, now, lost) in [(20, 11, false), (3, 0, false), (4, 0, true), (5, 20, false)] {
+            node.archives.insert(location(), (before, now));
+            assert_eq!(node.report().repositories[0].lost.is_some(), lost, "{before} {now}");
+        }
+    }
+
+    #[test]
+    fn without_a_target_what_labels_ask_for_is_unprotected() {
+        let mut node = Node::with(&["db"]);
+        node.config.targets.clear();
+        let report = node.report();
+        assert_eq!((report.volumes.len(), report.summary.unprotected), (0, 1));
+        assert!(report.unprotected[0].why.contains("backup.targets"));
+    }
+
+    #[test]
+    fn a_report_survives_its_way_through_json() {
+        let mut node = Node::with(&["db"]).ran(save("db", HOUR, Verdict::Warning)).ran(run(Task::Drill, "db", DAY, Verdict::Good, ""));
+        begin(&mut node);
+        node.held.push(held());
+        let report = node.report();
+        assert_eq!(serde_json::from_str::<Report>(&serde_json::to_string(&report).unwrap()).unwrap(), report);
+    }
+}

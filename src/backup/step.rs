@@ -79,7 +79,7 @@ pub enum Quiet {
 pub struct Dump {
     pub database: Database,
     /// `None`: no container that mounts the volume runs, so there can be no dump.
-    pub container: Option<Container>,
+    pub container: Option<Box<Container>>,
 }
 
 /// A container's id and its name for people.
@@ -132,13 +132,14 @@ fn save(job: &Job, subject: &Subject, config: &config::Backup) -> Vec<Step> {
 fn create(subject: &Subject) -> Step {
     let mut exclude = subject.settings.exclude.clone();
     let Mode::Dump(database) = &subject.settings.mode else { return Step::Create { dump: None, files: true, exclude } };
-    let container = running(subject).cloned();
-    let mount = container.as_ref().and_then(|container| Some((container, container.mount(&subject.volume.name)?)));
+    let container = running(subject);
+    let mount = container.and_then(|container| Some((container, container.mount(&subject.volume.name)?)));
     let raw = mount.map(|(container, mount)| raw(database, &mount.destination, &container.environment));
     let files = raw != Some(Raw::All);
     if let Some(Raw::Paths(paths)) = raw {
         exclude.extend(paths);
     }
+    let container = container.cloned().map(Box::new);
     Step::Create { dump: Some(Dump { database: database.clone(), container }), files, exclude }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::backup::borg::Borg;
+use crate::backup::borg::{Borg, OURSELVES};
 use crate::backup::engine::Engine;
 use crate::backup::plan::{Held, Scene, held, plan};
 use crate::backup::runner::Runner;
@@ -63,14 +63,13 @@ impl Desk {
     /// borg is not there.
     pub async fn runner(&self) -> Result<Runner, Failure> {
         let borg = Borg::find(&self.config.backup, &self.state).await.map_err(Failure::said)?;
-        let program = std::env::current_exe().map_err(Failure::said)?;
         Ok(Runner {
             config: self.config.backup.clone(),
             docker: self.config.docker.clone(),
             state: self.state.clone(),
             shelf: self.shelf.clone(),
-            borg: borg.with_tether(&program),
-            program,
+            borg,
+            program: PathBuf::from(OURSELVES),
         })
     }
 

@@ -1,5 +1,8 @@
 //! `skep backup drill` and `check`: whether what was saved can be had again, and whether the repositories are whole.
 
+use std::path::PathBuf;
+
+use crate::backup::borg::OURSELVES;
 use crate::backup::engine::Engine;
 use crate::backup::listing::of_volume;
 use crate::backup::runner::Runner;
@@ -149,13 +152,12 @@ fn runner(repositories: &Repositories) -> Result<Runner, Failure> {
     if repositories.is_named() {
         return Err(Failure::said("this is for the repositories of the configuration: leave --repository out"));
     }
-    let program = std::env::current_exe().map_err(Failure::said)?;
     Ok(Runner {
         config: repositories.config.backup.clone(),
         docker: repositories.config.docker.clone(),
         state: repositories.state.clone(),
         shelf: shelf(&repositories.config)?,
-        borg: repositories.borg.clone().with_tether(&program),
-        program,
+        borg: repositories.borg.clone(),
+        program: PathBuf::from(OURSELVES),
     })
 }

@@ -4,6 +4,7 @@ use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use crate::backup::archive::Comment;
+use crate::backup::borg::OURSELVES;
 use crate::backup::dump;
 use crate::backup::engine::Engine;
 use crate::backup::inventory::{Container, Volume};
@@ -253,14 +254,13 @@ async fn carry_out(
     now: &Now,
     steps: &[Step],
 ) -> Outcome {
-    let program = std::env::current_exe().map_err(Failure::said)?;
     let runner = Runner {
         config: repositories.config.backup.clone(),
         docker: repositories.config.docker.clone(),
         state: repositories.state.clone(),
         shelf: shelf(&repositories.config)?,
-        borg: repositories.borg.clone().with_tether(&program),
-        program,
+        borg: repositories.borg.clone(),
+        program: PathBuf::from(OURSELVES),
     };
     runner.recover().await;
     let target = repositories.config.backup.targets.iter().find(|target| target.name == chosen.opened.target);

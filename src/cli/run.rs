@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Severity};
 use crate::server::{self, Options};
 
 use super::settings::ConfigFile;
@@ -66,7 +66,7 @@ impl Args {
 }
 
 pub(super) fn run(args: Args) -> Outcome {
-    let mut config = args.config.read_aloud()?;
+    let mut config = args.config.read_telling(Severity::Info)?;
     args.apply(&mut config);
     if let Some(missing) = args.file.iter().find(|path| !path.is_file()) {
         return Err(Failure::said(format!("--file {}: there is no such file", missing.display())));

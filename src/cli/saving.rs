@@ -9,11 +9,12 @@ use indicatif::{HumanBytes, HumanCount, HumanDuration};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use crate::backup::command::Command;
 use crate::backup::engine::Engine;
 use crate::backup::plan::repository;
+use crate::backup::runner::Runner;
 use crate::backup::standing::{Facts, Report, Standing, State, long, standing};
-use crate::backup::step::steps;
-use crate::backup::{Job, Reason, Run, Stats, Subject, Task, Verdict as Ended, keys, outline, trial};
+use crate::backup::{Job, Reason, Run, Stats, Subject, Task, Verdict as Ended, trial};
 use crate::diagnostic::render;
 
 use super::bar::Bar;
@@ -78,7 +79,7 @@ pub(super) fn run(args: &RunArgs) -> Outcome {
         }
         let runner = desk.runner().await?;
         if args.dry_run {
-            return dry(&desk, &runner.borg, &jobs);
+            return dry(&desk, &runner, &jobs);
         }
         let stop = CancellationToken::new();
         interrupt(stop.clone());
@@ -139,7 +140,7 @@ fn nothing(desk: &Desk, args: &RunArgs) -> Outcome {
     Ok(Verdict::Fine)
 }
 
-async fn one(desk: &Desk, runner: &crate::backup::runner::Runner, job: &Job, stop: &CancellationToken) -> Result<Run, Failure> {
+async fn one(desk: &Desk, runner: &Runner, job: &Job, stop: &CancellationToken) -> Result<Run, Failure> {
     let subject = job.volume.as_ref().and_then(|name| desk.survey.subjects.iter().find(|subject| subject.volume.name == *name));
     let known = desk.runs.get(&job.key()).and_then(|series| series.success.as_ref()).map(|run| run.stats);
     let bar = Bar::new(known);
@@ -222,20 +223,20 @@ async fn remind(desk: &Desk) -> Result<(), Failure> {
     Ok(())
 }
 
-fn dry(desk: &Desk, borg: &crate::backup::borg::Borg, jobs: &[Job]) -> Outcome {
-    let passphrase = keys::place(&desk.config.backup, &desk.state);
+fn dry(desk: &Desk, runner: &Runner, jobs: &[Job]) -> Outcome {
     let mut text = String::new();
     for job in jobs {
         let subject = job.volume.as_ref().and_then(|name| desk.survey.subjects.iter().find(|subject| subject.volume.name == *name));
         let what = job.volume.as_deref().unwrap_or(&job.repository.location);
         text.push_str(&format!("{}: {what} -> {}\n", word(job.task), job.target));
-        let access = borg.access(&job.repository, Some(&passphrase), "RUN");
-        for line in access.init().environment() {
+        let outline = runner.outline(job, subject);
+        let environment = outline.iter().find_map(|(_, command)| command.as_ref()).map(Command::environment);
+        for line in environment.unwrap_or_default() {
             text.push_str(&format!("      {line}\n"));
         }
-        for step in steps(job, subject, &desk.config.backup) {
+        for (step, command) in outline {
             text.push_str(&format!("  {step}\n"));
-            for command in outline::commands(&step, &access, subject, desk.now) {
+            if let Some(command) = command {
                 text.push_str(&format!("      {command}\n"));
             }
         }

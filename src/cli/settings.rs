@@ -46,9 +46,15 @@ impl ConfigFile {
         }
     }
 
-    /// The same for a command that starts: warnings are told at once.
+    /// The same for a command beside the edge: warnings are told at once. What is merely worth knowing is for whoever starts the edge.
     pub fn read_aloud(&self) -> Result<Config, Failure> {
-        let (config, findings) = self.read().map_err(Failure::Findings)?;
+        self.read_telling(Severity::Warning)
+    }
+
+    /// The same, and findings are told from this weight on.
+    pub fn read_telling(&self, least: Severity) -> Result<Config, Failure> {
+        let (config, mut findings) = self.read().map_err(Failure::Findings)?;
+        findings.retain(|finding| finding.severity >= least);
         if !findings.is_empty() {
             output::note(render(&findings, output::color_on_stderr()).trim_end());
         }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{self, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::backup::borg::Borg;
+use crate::backup::borg::{Borg, OURSELVES};
 use crate::backup::courier::{Counts, Courier};
 use crate::backup::engine::Engine;
 use crate::backup::notice::{Told, notices};
@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::diagnostic::render;
 use crate::state::Live;
 use crate::store::{self, Store};
+use crate::telemetry::backup::BackupsNow;
 
 /// The node is looked at again at least so often: volumes come without an event.
 const LONGEST_REST: Duration = Duration::from_secs(60);
@@ -55,7 +56,7 @@ struct Known {
 
 impl Standing {
     /// For whoever looks.
-    pub fn report(&self) -> (Report, Counts) {
+    pub fn now(&self) -> BackupsNow {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut report = known.report.clone();
         for (job, progress) in &known.under_way {
@@ -66,7 +67,7 @@ impl Standing {
                 standing.doing = Some(Doing { task: job.task, progress: now });
             }
         }
-        (report, known.counts)
+        BackupsNow { report, delivered: known.counts.delivered, lost: known.counts.lost }
     }
 }
 
@@ -306,14 +307,13 @@ impl Saving {
                 Err(failure) => self.trouble(failure.to_string()),
             }
         }
-        let program = std::env::current_exe().ok()?;
         Some(Runner {
             config: self.config.backup.clone(),
             docker: self.config.docker.clone(),
             state: self.state.clone(),
             shelf: shelf.clone(),
-            borg: self.borg.clone()?.with_tether(&program),
-            program,
+            borg: self.borg.clone()?,
+            program: PathBuf::from(OURSELVES),
         })
     }
 

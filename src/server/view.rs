@@ -19,6 +19,7 @@ use crate::snapshot::Condition;
 use crate::state::Live;
 use crate::store::Store;
 use crate::telemetry::admin::Admin;
+use crate::telemetry::backup::BackupsNow;
 use crate::telemetry::otlp::Spans;
 use crate::telemetry::process::Process;
 use crate::telemetry::prometheus::{Now, UpstreamNow};
@@ -36,6 +37,8 @@ pub struct View {
     pub certificates: Arc<outlook::Ledger>,
     pub store: Arc<dyn Store>,
     pub gate: Arc<Gate>,
+    /// How volumes stand that are to be saved; `None`: nothing is configured to be.
+    pub backups: Box<dyn Fn() -> Option<BackupsNow> + Send + Sync>,
     /// Of the main runtime and of the workers'.
     pub runtimes: Vec<RuntimeMetrics>,
     /// Without an engine, the stack files are all there is to know, and they are always read.
@@ -53,7 +56,7 @@ impl View {
     pub fn admin(self) -> Admin {
         let (live, metrics, view) = (self.live.clone(), self.recorder.metrics.clone(), Arc::new(self));
         let (now, ledger, limits) = (view.clone(), view.ledger.clone(), view.limits.clone());
-        let (certificates, store) = (view.certificates.clone(), view.store.clone());
+        let (certificates, store, backups) = (view.certificates.clone(), view.store.clone(), view.clone());
         Admin {
             live,
             metrics,
@@ -61,6 +64,7 @@ impl View {
             ledger: Box::new(move || view.ledger()),
             limits: Box::new(move || limits.now()),
             certificates: Box::new(move || certificates.report()),
+            backups: Box::new(move || (backups.backups)().unwrap_or_default().report),
             root: Box::new(move || Box::pin(root(store.clone()))),
             ailment: Box::new(move |backend| ledger.ailment(&backend.id, clock::now())),
         }
@@ -89,6 +93,7 @@ impl View {
             refused_retries: self.ledger.refused_retries(),
             certificates: self.certificates.now(),
             signing: self.gate.now(),
+            backups: (self.backups)(),
         }
     }
 

@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Sleep, sleep};
 
 use super::prometheus::{CONTENT_TYPE, Metrics, Now};
+use crate::backup::standing::Report as Backups;
 use crate::certificate::standing::Report;
 use crate::config::auth::Facts;
 use crate::state::Live;
@@ -47,6 +48,7 @@ const CONTENTS: &str = "\
 /ledger       counters of the backends (JSON)
 /limits       counters and circuits of the routes (JSON)
 /certificates how the names stand that want certificates, and what is done next (JSON)
+/backups      how volumes stand that are to be saved, and what is not saved (JSON)
 /certificates/root.pem whom clients trust who trust Skep's internal authority
 ";
 
@@ -62,6 +64,8 @@ pub struct Admin {
     pub limits: Box<dyn Fn() -> Vec<LimitNow> + Send + Sync>,
     /// How names stand that want certificates.
     pub certificates: Box<dyn Fn() -> Report + Send + Sync>,
+    /// How volumes stand that are to be saved.
+    pub backups: Box<dyn Fn() -> Backups + Send + Sync>,
     /// The root of the internal authority, as PEM; or why there is none.
     pub root: Box<dyn Fn() -> BoxFuture<'static, Result<String, String>> + Send + Sync>,
     /// Why a backend that is up gets no requests, in words.
@@ -96,6 +100,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/ledger", get(ledger))
         .route("/limits", get(limits))
         .route("/certificates", get(certificates))
+        .route("/backups", get(backups))
         .route("/certificates/root.pem", get(root))
         .fallback(unknown)
         .with_state(admin)
@@ -149,6 +154,10 @@ async fn root(Shared(admin): Told) -> Response {
 
 async fn certificates(Shared(admin): Told) -> Response {
     Json((admin.certificates)()).into_response()
+}
+
+async fn backups(Shared(admin): Told) -> Response {
+    Json((admin.backups)()).into_response()
 }
 
 async fn unknown() -> Response {
@@ -285,6 +294,7 @@ mod tests {
             ledger: Box::new(|| serde_json::json!({ "backends": 0 })),
             limits: Box::new(|| vec![LimitNow { route: "shop".into(), ..LimitNow::default() }]),
             certificates: Box::new(Report::default),
+            backups: Box::new(Backups::default),
             root: Box::new(|| Box::pin(async { Err("no store".to_owned()) })),
             ailment: Box::new(|_| None),
         })
@@ -324,6 +334,7 @@ mod tests {
             ("/facts", 200, r#"{"sign_in":false,"#),
             ("/ledger", 200, r#"{"backends":0}"#),
             ("/certificates", 200, r#""names":[]"#),
+            ("/backups", 200, r#""volumes":[]"#),
             ("/elsewhere", 404, "/routes "),
         ];
         for (path, status, part) in cases {

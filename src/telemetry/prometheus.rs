@@ -16,6 +16,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::backup::{self, BackupsNow};
 use super::certificates::{self, CertificatesNow};
 use super::process::Process;
 use super::signing;
@@ -55,6 +56,8 @@ pub struct Now {
     pub refused_retries: Vec<(Arc<str>, u64)>,
     pub certificates: CertificatesNow,
     pub signing: SigningNow,
+    /// `None`: nothing is configured to be saved.
+    pub backups: Option<BackupsNow>,
 }
 
 /// One backend at the moment of a scrape.
@@ -280,6 +283,7 @@ fn scraped(now: &Now) -> Registry {
     limits::register(&mut registry, &now.limits);
     certificates::register(&mut registry, &now.certificates);
     signing::register(&mut registry, &now.signing);
+    now.backups.iter().for_each(|backups| backup::register(&mut registry, backups));
     let refused = Family::<ByService, Counter>::default();
     for (service, count) in &now.refused_retries {
         refused.get_or_create(&ByService { service: Arc::clone(service) }).inc_by(*count);

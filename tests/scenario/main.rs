@@ -22,6 +22,7 @@ mod ldap;
 mod lean;
 mod limits;
 mod members;
+mod notices;
 mod pebble;
 mod people;
 mod probing;
