@@ -55,12 +55,14 @@ pub struct Contents {
 struct Wanted {
     path: String,
     found: Option<Kind>,
+    /// Where the bytes of a hard link are.
+    source: String,
 }
 
 impl Contents {
     /// Of `wanted` paths, each with all below it; none: of everything.
     pub fn of(wanted: &[String]) -> Contents {
-        let wanted = wanted.iter().map(|path| Wanted { path: path.clone(), found: None }).collect();
+        let wanted = wanted.iter().map(|path| Wanted { path: path.clone(), found: None, source: String::new() }).collect();
         Contents { wanted, ..Contents::default() }
     }
 
@@ -96,6 +98,7 @@ impl Contents {
         for wanted in &mut self.wanted {
             if entry.path == wanted.path {
                 wanted.found = Some(entry.kind);
+                entry.source.clone_into(&mut wanted.source);
                 is_wanted = true;
             } else if below(entry.path, &wanted.path) {
                 // A directory need not be there itself.
@@ -135,6 +138,16 @@ impl Contents {
     /// What a wanted path is; `None`: it was not asked for, or is not there.
     pub fn kind(&self, path: &str) -> Option<Kind> {
         self.wanted.iter().find(|wanted| wanted.path == path)?.found
+    }
+
+    /// By which name borg has the bytes of a wanted file: of several names that a file has, only the first has any.
+    pub fn holder(&self, path: &str) -> Option<&str> {
+        let wanted = self.wanted.iter().find(|wanted| wanted.path == path)?;
+        match wanted.found? {
+            Kind::File => Some(&wanted.path),
+            Kind::HardLink => Some(&wanted.source),
+            _ => None,
+        }
     }
 
     /// Is it safe, and is all there that was asked for?
@@ -253,6 +266,8 @@ mod tests {
         assert_eq!((contents.files, contents.kind("etc"), contents.kind("x")), (1, Some(Directory), None));
         assert_eq!(checked(&["x/y"], &entries).unwrap().kind("x/y"), Some(File), "borg makes a directory for it");
         assert!(checked(&["x"], &entries).is_err());
+        let linked = checked(&["b"], &[(File, "a", ""), (Kind::HardLink, "b", "a")]).unwrap();
+        assert_eq!((linked.holder("b"), linked.holder("a")), (Some("a"), None));
         assert!(checked(&["etc/app.cnf"], &entries).unwrap_err().contains("did you mean `etc/app.conf`?"));
         assert!(checked(&["app.conf"], &entries).unwrap_err().contains("did you mean `etc/app.conf`?"));
     }

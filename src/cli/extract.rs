@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::backup::contents::{Kind, asked};
+use crate::backup::contents::asked;
 use crate::backup::placing::Staging;
 use crate::backup::reader::Extraction;
 use crate::backup::restore::losses;
@@ -85,16 +85,14 @@ async fn to_stdout(chosen: &Chosen<'_>, paths: &[String], stop: &CancellationTok
     let (reader, archive) = (&chosen.opened.reader, &chosen.archive.name);
     // What goes to a pipe is written nowhere: only whether the file is there matters.
     let contents = reader.contents(archive, paths, &mut |_| {}, stop).await.map_err(unread)?;
-    match contents.kind(path) {
-        Some(Kind::File | Kind::HardLink) => {}
-        Some(_) => return Err(Failure::Said(format!("`{}` is no file: --to writes directories", output::harmless(path)))),
-        None => {
-            contents.check().map_err(|finding| Failure::Findings(vec![finding]))?;
-            return Err(Failure::said("name one file"));
-        }
-    }
+    let Some(holder) = contents.holder(path) else {
+        let is_there = contents.kind(path).is_some();
+        contents.check().map_err(|finding| Failure::Findings(vec![finding]))?;
+        let why = if is_there { "is no file: --to writes directories" } else { "is no file" };
+        return Err(Failure::Said(format!("`{}` {why}", output::harmless(path))));
+    };
     let out = std::io::stdout().as_fd().try_clone_to_owned().map_err(Failure::said)?;
-    reader.file(archive, path, &mut tokio::fs::File::from_std(out.into()), stop).await.map_err(said)?;
+    reader.file(archive, holder, &mut tokio::fs::File::from_std(out.into()), stop).await.map_err(said)?;
     Ok(Verdict::Fine)
 }
 

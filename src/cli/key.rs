@@ -179,9 +179,9 @@ mod tests {
 
     #[test]
     fn each_repository_has_its_document() {
-        let text = "This opens the backups in /a\nrepository: /a\nx\n\nThis opens the backups in /a/b\nrepository: /a/b\ny\n";
-        assert!(piece(text, "/a").is_some_and(|piece| piece.contains('x') && !piece.contains('y')));
-        assert!(piece(text, "/a/b").is_some_and(|piece| piece.ends_with("y\n")));
+        let text = "This opens the backups in /a\nrepository: /a\n1\n\nThis opens the backups in /a/b\nrepository: /a/b\n2\n";
+        assert!(piece(text, "/a").is_some_and(|piece| piece.contains('1') && !piece.contains('2')));
+        assert!(piece(text, "/a/b").is_some_and(|piece| piece.ends_with("2\n")));
         assert_eq!(piece(text, "/b"), None);
     }
 }

