@@ -449,7 +449,7 @@ pub(super) mod tests {
             ("ssh://u@h:23/./skep", "node1.example.com", Some("staff"), "ssh://u@h:23/./skep/node1.example.com+staff"),
             ("/srv/b/", "", Some("a.b"), "/srv/b/node+a=2eb"),
             ("/srv/b", "..", Some("../../etc"), "/srv/b/node+=2e=2e=2f=2e=2e=2fetc"),
-            ("/srv/b", "a/{user}", Some("ä=b"), "/srv/b/a=2f=7buser=7d.=c3=a4=3db"),
+            ("/srv/b", "a/{user}", Some("ä=b"), "/srv/b/a=2f=7buser=7d+=c3=a4=3db"),
         ] {
             assert_eq!(repository(&target(location), node, owner).location, wanted);
         }

@@ -89,7 +89,7 @@ async fn what_goes_wrong_has_its_name() {
 
         // Another client has it.
         let sleeping = format!(
-            "BORG_BASE_DIR={} BORG_PASSCOMMAND='cat {}' exec {} with-lock {} sleep 30",
+            "BORG_BASE_DIR={} BORG_PASSCOMMAND='cat {}' exec {} with-lock {} sleep 30 >/dev/null 2>&1",
             place.borg.base().display(),
             place.passphrase.display(),
             program.display(),
@@ -236,7 +236,14 @@ async fn a_run_that_is_stopped_or_late_lets_go() {
 #[tokio::test]
 async fn a_hundred_thousand_files() {
     let place = Place::new(Path::new("borg")).await;
-    shell(&place.volume, "for d in $(seq 100); do mkdir $d; (cd $d; seq 1000 | split -l 1 -a 3 - f); done");
+    shell(
+        &place.volume,
+        "python3 -c \"import os
+for d in range(100):
+    os.mkdir(str(d))
+    for f in range(1000):
+        with open(f'{d}/{f}', 'w') as file: file.write(str(f))\"",
+    );
     place.init().await;
     let output = place.run(&place.create(&name(0))).await.expect("an archive");
     assert_eq!(output.stats.files, 100_000);
