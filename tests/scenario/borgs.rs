@@ -43,11 +43,10 @@ impl Place {
 
     pub async fn with(program: &Path, change: impl FnOnce(&mut config::Backup)) -> Place {
         let directory = tempfile::tempdir().expect("a directory");
-        let mut config = config::Backup {
-            borg: program.to_string_lossy().into_owned(),
-            lock_wait: Duration::from_secs(30),
-            ..config::Backup::default()
-        };
+        let mut config = config::Backup { borg: program.to_string_lossy().into_owned(), ..config::Backup::default() };
+        config.lock_wait = Duration::from_secs(30);
+        // Nobody is to be spared here.
+        (config.nice, config.io_idle) = (0, false);
         change(&mut config);
         let borg = Borg::find(&config, directory.path()).await.expect("borg").with_tether(Path::new(env!("CARGO_BIN_EXE_skep")));
         let passphrase = keys::passphrase(&config, directory.path()).expect("a passphrase");

@@ -123,7 +123,7 @@ impl Node {
         let config = at.join("skep.toml");
         let text = format!(
             "[state]\ndirectory = \"{0}/state\"\n[https]\nlisten = []\n[docker]\nendpoint = \"{1}\"\n[upgrade]\nsocket = \"off\"\n\
-             [backup]\ntargets = [\"disk={0}/target\"]\nrequire-key-export = false\nretry-pause = \"1s\"\nretries = 100\nmin-free = \"off\"\nnice = 0\nio-idle = false\n\
+             [backup]\ntargets = [\"disk={0}/target\"]\nrequire-key-export = false\nretry-pause = \"1s\"\nretries = 20\nmin-free = \"off\"\nnice = 0\nio-idle = false\n\
              [notify]\nwebhooks = [\"{hook}\"]\nlevel = \"success\"\n",
             at.display(),
             engine.socket(),
