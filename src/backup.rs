@@ -13,6 +13,7 @@ mod smtp;
 pub mod standing;
 pub mod survey;
 mod trouble;
+mod user;
 mod watch;
 mod webhook;
 mod wording;
@@ -279,6 +280,9 @@ pub enum Progress {
 
 /// Where [`Progress`] goes.
 pub type Sink = std::sync::Arc<dyn Fn(Progress) + Send + Sync>;
+
+#[cfg(test)]
+mod years;
 
 #[cfg(test)]
 mod tests {

@@ -13,6 +13,7 @@ pub mod keep;
 pub mod ldap;
 pub mod notify;
 mod settings;
+mod target;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

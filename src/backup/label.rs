@@ -337,3 +337,160 @@ fn database(value: &Value) -> Result<Database, Diagnostic> {
         Some(_) => Err(bad(format!("`{word}` has nothing behind it")).help(format!("write `{word}`"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        pairs.iter().map(|(label, value)| (label.to_string(), value.to_string())).collect()
+    }
+
+    fn codes(findings: &[Diagnostic]) -> Vec<&str> {
+        assert!(findings.iter().all(|finding| finding.help.is_some() && finding.place.is_some()), "{findings:?}");
+        findings.iter().map(|finding| finding.code.as_str()).collect()
+    }
+
+    #[test]
+    fn all_that_a_volume_can_say() {
+        let written = labels(&[
+            ("backup.enable", "true"),
+            ("backup.schedule", "30 3 * * mon"),
+            ("backup.keep", "last 3, 7d"),
+            ("backup.exclude", "cache/*, sh:**/*.tmp\nlogs\n"),
+            ("backup.mode", "Pause"),
+            ("backup.pre", "sync"),
+            ("backup.post", "echo done"),
+            ("backup.timeout", "2h"),
+            ("backup.on-error", "continue"),
+            ("com.sismics.docker.auth", "staff"),
+            ("maintainer", "me"),
+        ]);
+        let (wishes, owner, findings) = of_volume(&written);
+        assert_eq!(codes(&findings), [""; 0]);
+        let exclude = ["cache/*", "sh:**/*.tmp", "logs"].map(str::to_owned).to_vec();
+        assert_eq!(
+            (wishes, owner.as_deref()),
+            (
+                Wishes {
+                    enable: Some(true),
+                    schedule: Some("30 3 * * mon".to_owned()),
+                    keep: Some(Keep { last: 3, daily: 7, ..Keep::default() }),
+                    exclude: Some(exclude),
+                    mode: Some(Mode::Pause),
+                    pre: Some("sync".to_owned()),
+                    post: Some("echo done".to_owned()),
+                    timeout: Some(Duration::from_secs(7200)),
+                    on_error: Some(OnError::Continue),
+                },
+                Some("staff")
+            )
+        );
+    }
+
+    #[test]
+    fn databases() {
+        let read = |text: &str| of_volume(&labels(&[("backup.dump", text)]));
+        for (text, database) in [
+            ("postgres", Database::Postgres),
+            ("PostgreSQL", Database::Postgres),
+            ("mysql", Database::Mysql),
+            ("mariadb", Database::Mariadb),
+            ("mongodb", Database::Mongodb),
+            ("redis", Database::Redis),
+            ("sqlite: data/app.db", Database::Sqlite("data/app.db".to_owned())),
+            ("custom:dump --all | head -c 5", Database::Custom("dump --all | head -c 5".to_owned())),
+        ] {
+            let (wishes, _, findings) = read(text);
+            assert_eq!((wishes.mode, codes(&findings)), (Some(Mode::Dump(database)), vec![]), "{text}");
+        }
+        for text in ["postgre", "oracle", "sqlite", "sqlite:/etc/passwd", "sqlite:../x", "sqlite:-x", "custom:", "redis:6379", ":"] {
+            let (wishes, _, findings) = read(text);
+            assert_eq!((wishes.mode, codes(&findings)), (Some(Mode::Hot), vec!["bad-dump"]), "{text}");
+        }
+        let (wishes, _, findings) = of_volume(&labels(&[("backup.dump", "redis"), ("backup.mode", "stop")]));
+        assert_eq!((wishes.mode, codes(&findings)), (Some(Mode::Dump(Database::Redis)), vec!["mode-beside-dump"]));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_and_not_said() {
+        for (label, value, code) in [
+            ("backup.schedule", "daily", "bad-schedule"),
+            ("backup.schedule", "0 0 30 2 *", "bad-schedule"),
+            ("backup.keep", "forever", "bad-keep"),
+            ("backup.exclude", "/etc", "bad-pattern"),
+            ("backup.exclude", "a\n../b", "bad-pattern"),
+            ("backup.exclude", ",", "bad-pattern"),
+            ("backup.mode", "scale", "bad-mode"),
+            ("backup.mode", "dump", "bad-mode"),
+            ("backup.mode", "puase", "bad-mode"),
+            ("backup.timeout", "5", "bad-duration"),
+            ("backup.timeout", "1s", "bad-duration"),
+            ("backup.on-error", "ignore", "bad-word"),
+            ("backup.shedule", "@daily", "unknown-key"),
+            ("skep.backup-kep", "7d", "unknown-key"),
+            ("skep.host", "a.de", "not-of-volumes"),
+            ("haproxy.virtual_host", "a.de", "not-of-volumes"),
+            ("backup.volume.data.keep", "7d", "not-of-volumes"),
+            ("bakup.enable", "true", "misspelt-prefix"),
+        ] {
+            let (wishes, _, findings) = of_volume(&labels(&[("backup.enable", "true"), (label, value)]));
+            assert_eq!((wishes, codes(&findings)), (Wishes { enable: Some(true), ..Wishes::default() }, vec![code]), "{label}");
+        }
+    }
+
+    #[test]
+    fn whoever_says_neither_yes_nor_no_is_saved() {
+        let (wishes, _, findings) = of_volume(&labels(&[("backup.enable", "daily")]));
+        assert_eq!((wishes.enable, codes(&findings), findings[0].severity), (Some(true), vec!["bad-boolean"], Severity::Warning));
+    }
+
+    #[test]
+    fn a_service_speaks_for_all_its_volumes_and_for_one() {
+        let written = labels(&[
+            ("skep.backup", "true"),
+            ("skep.backup-keep", "7d"),
+            ("backup.volume.db.keep", "30d"),
+            ("backup.volume.db.dump", "postgres"),
+            ("backup.volume.cache.enable", "false"),
+            ("skep.host", "a.de"),
+            ("skpe.auth", "x"),
+            ("com.sismics.docker.auth", "staff"),
+        ]);
+        for (sismics, owner) in [(SismicsAuth::Both, Some("staff")), (SismicsAuth::Route, None)] {
+            let (wishes, findings) = of_service(&written, sismics);
+            assert_eq!((codes(&findings), wishes.owner.as_deref()), (vec![], owner));
+            assert_eq!(wishes.volumes["cache"].enable, Some(false));
+            let database = wishes.volumes["db"].clone().over(wishes.all);
+            assert_eq!((database.enable, database.keep.map(|keep| keep.daily)), (Some(true), Some(30)));
+            assert_eq!(database.mode, Some(Mode::Dump(Database::Postgres)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_labels_are_survived_and_findings_point_at_them(
+            written in proptest::collection::btree_map(
+                prop_oneof![
+                    proptest::sample::select(KEYS).prop_map(|key| format!("skep.{}", key.name)),
+                    proptest::sample::select(vec!["enable", "schedule", "keep", "exclude", "mode", "dump", "timeout", "on-error"])
+                        .prop_map(|key| format!("backup.{key}")),
+                    "backup\\.(volume\\.)?\\PC{0,10}",
+                ],
+                prop_oneof![Just("true".to_owned()), "[a-z0-9,:*/ .\n-]{0,16}", "\\PC{0,20}"],
+                0..6,
+            )
+        ) {
+            let (_, _, findings) = of_volume(&written);
+            let (_, more) = of_service(&written, SismicsAuth::Both);
+            for finding in findings.iter().chain(&more) {
+                let Some(Place::Label { key, value, span, in_key }) = &finding.place else { panic!("{finding:?}") };
+                prop_assert_eq!(written.get(key), Some(value));
+                let text = if *in_key { key } else { value };
+                prop_assert!(text.get(span.clone()).is_some());
+            }
+        }
+    }
+}

@@ -244,3 +244,237 @@ impl Turns {
         Timestamp::from_second(begin).ok()?.checked_sub(SignedDuration::from_secs(1)).ok()
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::inventory::Volume;
+    use super::super::{Keep, Mode, OnError, Reason, Run, Series, Settings, Stats, Verdict};
+    use super::*;
+
+    pub(in crate::backup) fn config(targets: &[&str]) -> Backup {
+        let target = |location: &&str| Target { name: location.rsplit('/').next().unwrap().to_owned(), location: (*location).to_owned() };
+        Backup { targets: targets.iter().map(target).collect(), ..Backup::default() }
+    }
+
+    pub(in crate::backup) fn subject(name: &str, schedule: &str) -> Subject {
+        let settings = Settings {
+            schedule: schedule.to_owned(),
+            keep: Keep { daily: 7, weekly: 4, monthly: 36, ..Keep::default() },
+            exclude: Vec::new(),
+            mode: Mode::Hot,
+            pre: None,
+            post: None,
+            timeout: Duration::from_secs(3600),
+            on_error: OnError::Fail,
+        };
+        let created = Some(at("2026-01-10T10:00:00Z"));
+        Subject {
+            volume: Volume { name: name.to_owned(), driver: "local".to_owned(), created, ..Volume::default() },
+            node: "node1".to_owned(),
+            service: None,
+            stack: None,
+            owner: None,
+            settings,
+            containers: Vec::new(),
+        }
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    fn run(config: &Backup, task: Task, began: &str, verdict: Verdict, reason: Reason) -> Run {
+        let began = at(began);
+        Run {
+            id: String::new(),
+            task,
+            volume: Some("data".to_owned()),
+            target: config.targets[0].name.clone(),
+            repository: repository(&config.targets[0], "node1", None),
+            archive: None,
+            began,
+            ended: began + SignedDuration::from_mins(10),
+            verdict,
+            message: String::new(),
+            warnings: Vec::new(),
+            more_warnings: 0,
+            stats: Stats::default(),
+            reason,
+        }
+    }
+
+    /// The next save of a volume `data` by its due and its reason.
+    fn next(config: &Backup, schedule: &str, runs: &[Run], now: &str) -> (String, Reason) {
+        let mut series = Runs::new();
+        for run in runs {
+            let known: Series = series.remove(&run.key()).unwrap_or_default();
+            series.insert(run.key(), known.with(run.clone()));
+        }
+        let subjects = [subject("data", schedule)];
+        let jobs = plan(&Scene { subjects: &subjects, config, runs: &series, now: at(now), confirmed: &BTreeSet::new() });
+        let job = jobs.into_iter().find(|job| job.task == Task::Save).expect("a volume has a next save");
+        (job.due.to_string(), job.reason)
+    }
+
+    /// No jitter, nothing to confirm.
+    fn plain() -> Backup {
+        Backup { jitter: Duration::ZERO, require_key_export: false, ..config(&["/srv/backups"]) }
+    }
+
+    #[test]
+    fn saves_follow_their_schedule_and_make_up_for_one_that_was_missed() {
+        use Reason::{CaughtUp, Scheduled};
+        let config = plain();
+        let good = |began| run(&config, Task::Save, began, Verdict::Good, Scheduled);
+        // runs, now, due, reason
+        for (runs, now, due, reason) in [
+            // Never saved, made this morning: tonight.
+            (vec![], "2026-01-10T11:00:00Z", "2026-01-11T02:00:00Z", Scheduled),
+            (vec![], "2026-01-11T02:00:30Z", "2026-01-11T02:00:00Z", Scheduled),
+            // Never saved, there for long: now.
+            (vec![], "2026-02-01T11:00:00Z", "2026-01-11T02:00:00Z", CaughtUp),
+            (vec![good("2026-02-01T02:00:00Z")], "2026-02-01T02:00:00Z", "2026-02-02T02:00:00Z", Scheduled),
+            (vec![good("2026-02-01T02:00:07Z")], "2026-02-01T11:00:00Z", "2026-02-02T02:00:00Z", Scheduled),
+            // Asked for at noon: tonight's is not left out.
+            (vec![good("2026-02-01T12:00:00Z")], "2026-02-01T13:00:00Z", "2026-02-02T02:00:00Z", Scheduled),
+            // Ten nights were missed: once.
+            (vec![good("2026-02-01T02:00:00Z")], "2026-02-11T11:00:00Z", "2026-02-02T02:00:00Z", CaughtUp),
+            (vec![good("2026-02-01T02:00:00Z"), good("2026-02-11T11:00:00Z")], "2026-02-11T11:30:00Z", "2026-02-12T02:00:00Z", Scheduled),
+        ] {
+            assert_eq!(next(&config, "0 2 * * *", &runs, now), (due.to_owned(), reason), "{now}");
+        }
+    }
+
+    #[test]
+    fn a_failure_is_tried_again_with_longer_pauses_and_not_past_the_next_hour() {
+        use Reason::{CaughtUp, Retry, Scheduled};
+        let config = plain();
+        let failed = |began, reason| run(&config, Task::Save, began, Verdict::Failed, reason);
+        for (last, now, due, reason) in [
+            (failed("2026-02-01T02:00:00Z", Scheduled), "2026-02-01T02:11:00Z", "2026-02-01T02:15:00Z", Retry(1)),
+            (failed("2026-02-01T02:15:00Z", Retry(1)), "2026-02-01T02:26:00Z", "2026-02-01T02:35:00Z", Retry(2)),
+            (failed("2026-02-01T02:35:00Z", Retry(2)), "2026-02-01T02:46:00Z", "2026-02-01T03:05:00Z", Retry(3)),
+            (failed("2026-02-01T03:05:00Z", Retry(3)), "2026-02-01T03:16:00Z", "2026-02-02T02:00:00Z", Scheduled),
+            // Switched off meanwhile: the try is still worth it, until the next hour has come.
+            (failed("2026-02-01T02:00:00Z", Scheduled), "2026-02-01T20:00:00Z", "2026-02-01T02:15:00Z", Retry(1)),
+            (failed("2026-02-02T01:48:00Z", Retry(1)), "2026-02-02T01:59:00Z", "2026-02-02T02:00:00Z", Scheduled),
+            (failed("2026-02-01T03:05:00Z", Retry(3)), "2026-02-03T11:00:00Z", "2026-02-02T02:00:00Z", CaughtUp),
+        ] {
+            assert_eq!(next(&config, "0 2 * * *", &[last], now), (due.to_owned(), reason), "{now}");
+        }
+        let never = Backup { retries: 0, ..config.clone() };
+        let last = failed("2026-02-01T02:00:00Z", Scheduled);
+        assert_eq!(next(&never, "0 2 * * *", &[last], "2026-02-01T02:11:00Z"), ("2026-02-02T02:00:00Z".to_owned(), Scheduled));
+    }
+
+    #[test]
+    fn runs_begin_in_the_window_only() {
+        use Reason::{CaughtUp, Retry, Scheduled};
+        let config = Backup { window: Some("22:00-04:00".to_owned()), ..plain() };
+        let ended = |began, verdict| vec![run(&config, Task::Save, began, verdict, Scheduled)];
+        for (schedule, runs, now, due, reason) in [
+            ("0 2 * * *", ended("2026-02-01T02:00:00Z", Verdict::Good), "2026-02-01T12:00:00Z", "2026-02-02T02:00:00Z", Scheduled),
+            ("0 12 * * *", ended("2026-02-01T22:00:00Z", Verdict::Good), "2026-02-02T11:00:00Z", "2026-02-02T22:00:00Z", Scheduled),
+            ("0 2 * * *", ended("2026-02-01T02:00:00Z", Verdict::Good), "2026-02-05T12:00:00Z", "2026-02-05T22:00:00Z", CaughtUp),
+            ("0 2 * * *", ended("2026-02-01T02:00:00Z", Verdict::Good), "2026-02-05T23:00:00Z", "2026-02-02T02:00:00Z", CaughtUp),
+            ("0 2 * * *", ended("2026-02-01T03:48:00Z", Verdict::Failed), "2026-02-01T04:30:00Z", "2026-02-01T22:00:00Z", Retry(1)),
+        ] {
+            assert_eq!(next(&config, schedule, &runs, now), (due.to_owned(), reason), "{schedule} {now}");
+        }
+        // The jitter does not lead out of it.
+        let narrow = Backup { window: Some("2-3".to_owned()), jitter: Duration::from_secs(86_400), ..plain() };
+        let (due, _) = next(&narrow, "30 2 * * *", &[], "2026-01-10T11:00:00Z");
+        assert!(due.starts_with("2026-01-11T02:"), "{due}");
+    }
+
+    #[test]
+    fn a_clock_that_jumped_back_does_not_stop_backups() {
+        use Reason::{CaughtUp, Scheduled};
+        let config = plain();
+        let good = |began| run(&config, Task::Save, began, Verdict::Good, Scheduled);
+        for (runs, now, due, reason) in [
+            // A year ahead, and no run before: as if there were none.
+            (vec![good("2027-02-01T02:00:00Z")], "2026-02-01T02:10:00Z", "2026-01-11T02:00:00Z", CaughtUp),
+            (vec![good("2026-01-31T02:00:00Z"), good("2027-02-01T02:00:00Z")], "2026-01-31T03:00:00Z", "2026-02-01T02:00:00Z", Scheduled),
+            // The clock was set by a few seconds.
+            (vec![good("2026-02-01T02:00:09Z")], "2026-02-01T02:00:02Z", "2026-02-02T02:00:00Z", Scheduled),
+        ] {
+            assert_eq!(next(&config, "0 2 * * *", &runs, now), (due.to_owned(), reason), "{now}");
+        }
+    }
+
+    #[test]
+    fn each_volume_has_its_own_part_of_the_jitter() {
+        let config = Backup { require_key_export: false, ..config(&["/srv/backups"]) };
+        let subjects: Vec<Subject> = (0..200).map(|number| subject(&format!("shop_data{number}"), "0 2 * * *")).collect();
+        let scene = |subjects| {
+            plan(&Scene { subjects, config: &config, runs: &Runs::new(), now: at("2026-01-10T11:00:00Z"), confirmed: &BTreeSet::new() })
+        };
+        let jobs = scene(&subjects);
+        assert_eq!(jobs, scene(&subjects), "the same each time");
+        let minutes: Vec<i64> = jobs.iter().map(|job| job.due.duration_since(at("2026-01-11T02:00:00Z")).as_mins()).collect();
+        assert!(minutes.iter().all(|minute| (0..60).contains(minute)), "{minutes:?}");
+        let quarters: BTreeMap<i64, usize> = minutes.iter().fold(BTreeMap::new(), |mut quarters, minute| {
+            *quarters.entry(minute / 15).or_default() += 1;
+            quarters
+        });
+        assert!((0..4).all(|quarter| quarters.get(&quarter).is_some_and(|count| *count > 25)), "{quarters:?}");
+        // Every quarter of an hour: at most half of that.
+        let often: Vec<Subject> = (0..50).map(|number| subject(&format!("data{number}"), "*/15 * * * *")).collect();
+        assert!(scene(&often).iter().all(|job| job.due.duration_since(at("2026-01-10T10:15:00Z")) <= SignedDuration::from_secs(450)));
+    }
+
+    #[test]
+    fn nothing_is_done_on_schedule_before_the_key_is_kept_elsewhere() {
+        let config = config(&["/srv/a", "/srv/b"]);
+        let subjects = [subject("data", "0 2 * * *"), Subject { owner: Some("Human Resources".to_owned()), ..subject("pay", "0 2 * * *") }];
+        let runs = Runs::new();
+        let confirmed = BTreeSet::from([repository(&config.targets[0], "node1", None)]);
+        let scene = Scene { subjects: &subjects, config: &config, runs: &runs, now: at("2026-01-10T11:00:00Z"), confirmed: &confirmed };
+        let planned: Vec<_> = plan(&scene).into_iter().map(|job| job.repository.location).collect();
+        assert_eq!(planned, ["/srv/a/node1"]);
+        let waiting: Vec<_> = held(&scene).into_iter().map(|held| (held.repository.location, held.volumes.join(","))).collect();
+        let wanted = [("/srv/a/node1.Human=20Resources", "pay"), ("/srv/b/node1", "data"), ("/srv/b/node1.Human=20Resources", "pay")];
+        assert_eq!(waiting, wanted.map(|(place, volume)| (place.to_owned(), volume.to_owned())));
+        let open = Backup { require_key_export: false, ..config.clone() };
+        let scene = Scene { config: &open, ..scene };
+        assert_eq!((plan(&scene).len(), held(&scene)), (4, vec![]));
+    }
+
+    #[test]
+    fn repositories_lie_below_their_target() {
+        let target = |location: &str| Target { name: "t".to_owned(), location: location.to_owned() };
+        for (location, node, owner, wanted) in [
+            ("/srv/b", "node1", None, "/srv/b/node1"),
+            ("ssh://u@h:23/./skep", "node1.example.com", Some("staff"), "ssh://u@h:23/./skep/node1.example.com.staff"),
+            ("/srv/b/", "", Some("a.b"), "/srv/b/node.a=2eb"),
+            ("/srv/b", "..", Some("../../etc"), "/srv/b/node.=2e=2e=2f=2e=2e=2fetc"),
+            ("/srv/b", "a/{user}", Some("ä=b"), "/srv/b/a=2f=7buser=7d.=c3=a4=3db"),
+        ] {
+            assert_eq!(repository(&target(location), node, owner).location, wanted);
+        }
+    }
+
+    #[test]
+    fn checks_and_drills_wait_for_a_first_archive() {
+        let config = plain();
+        let subjects = [subject("data", "0 2 * * *")];
+        let tasks = |runs: &[Run]| -> Vec<Task> {
+            let mut known = Runs::new();
+            for run in runs {
+                known.insert(run.key(), known.get(&run.key()).cloned().unwrap_or_default().with(run.clone()));
+            }
+            let scene =
+                Scene { subjects: &subjects, config: &config, runs: &known, now: at("2026-02-01T12:00:00Z"), confirmed: &BTreeSet::new() };
+            let mut tasks: Vec<Task> = plan(&scene).into_iter().map(|job| job.task).collect();
+            tasks.sort();
+            tasks
+        };
+        let save = |verdict| run(&config, Task::Save, "2026-02-01T02:00:00Z", verdict, Reason::Scheduled);
+        assert_eq!(tasks(&[save(Verdict::Failed)]), [Task::Save]);
+        assert_eq!(
+            tasks(&[save(Verdict::Good), save(Verdict::Failed)]),
+            [Task::Save, Task::CheckRepository, Task::CheckArchives, Task::VerifyData, Task::Drill]
+        );
+    }
+}

@@ -1,14 +1,15 @@
 //! Which volumes of a node are saved and how, which are not and why: labels of services over those of volumes over the
 //! configuration's defaults.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::config::Config;
-use crate::diagnostic::{Diagnostic, Severity, brief, nearest};
-use crate::snapshot::{Condition, Labels, Origin, Service};
+use crate::diagnostic::{Diagnostic, Severity, brief};
+use crate::snapshot::Service;
 
 use super::inventory::{Container, Inventory, MountKind, Volume};
-use super::label::{self, ServiceWishes, Wishes};
+use super::label::{self, Wishes};
+use super::user::{PROJECT, STACK, User, users};
 use super::{Keep, Mode, Settings, Subject};
 
 /// What of a node is saved, and what is not.
@@ -28,11 +29,6 @@ pub struct Unprotected {
     /// Why, and what to write to have it saved.
     pub why: String,
 }
-
-const SWARM_SERVICE: &str = "com.docker.swarm.service.name";
-const STACK: &str = "com.docker.stack.namespace";
-const PROJECT: &str = "com.docker.compose.project";
-const COMPOSE_SERVICE: &str = "com.docker.compose.service";
 
 /// Looks through what a node has. `services` are those of the snapshot; a worker's engine knows none of the swarm's.
 pub fn survey(inventory: &Inventory, services: &[Service], config: &Config) -> Survey {
@@ -54,145 +50,6 @@ pub fn survey(inventory: &Inventory, services: &[Service], config: &Config) -> S
     survey.unprotected.sort();
     survey.unprotected.dedup();
     survey
-}
-
-/// A service, or a plain container, that uses volumes of this node.
-struct User {
-    name: String,
-    /// `service shop_web`, `container web`: in findings.
-    subject: String,
-    stack: Option<String>,
-    wishes: ServiceWishes,
-    /// One of a swarm: its containers are not ours to stop.
-    swarm: bool,
-    /// Names of the volumes that it mounts, here or by its description.
-    volumes: BTreeSet<String>,
-    /// Containers of this node, by their place in the inventory.
-    containers: Vec<usize>,
-    /// It has tasks, and none of them is here.
-    elsewhere: bool,
-}
-
-fn users(inventory: &Inventory, services: &[Service], config: &Config, findings: &mut Vec<Diagnostic>) -> Vec<User> {
-    let mut users: BTreeMap<(bool, String), User> = BTreeMap::new();
-    let mut unknown: BTreeSet<&str> = BTreeSet::new();
-    for service in services.iter().filter(|service| service.origin == Origin::Swarm && !service.volumes.is_empty()) {
-        let runs = |task: &crate::snapshot::Task| matches!(task.condition, Condition::Healthy | Condition::Starting | Condition::Unhealthy);
-        let mut user = User::new("service", &service.name, service.stack.clone().or_else(|| service.labels.get(STACK).cloned()), true);
-        user.understand(&service.labels, config, findings);
-        user.volumes = service.volumes.iter().cloned().collect();
-        user.elsewhere = service.tasks.iter().any(runs);
-        users.insert((true, service.name.clone()), user);
-    }
-    for (at, container) in inventory.containers.iter().enumerate() {
-        let service = container.service.as_ref().or_else(|| container.labels.get(SWARM_SERVICE));
-        let stack = container.stack.clone().or_else(|| [STACK, PROJECT].iter().find_map(|label| container.labels.get(*label).cloned()));
-        let name = service.map_or_else(|| plain_name(container), Clone::clone);
-        let user = users.entry((service.is_some(), name.clone())).or_insert_with(|| {
-            let kind = if service.is_some() { "service" } else { "container" };
-            let mut user = User::new(kind, &name, stack, service.is_some());
-            match service {
-                Some(service) => drop(unknown.insert(service.as_str())),
-                None => user.understand(&container.labels, config, findings),
-            }
-            user
-        });
-        user.elsewhere = false;
-        user.containers.push(at);
-        user.volumes.extend(container.mounts.iter().filter(|mount| mount.kind == MountKind::Volume).map(|mount| mount.source.clone()));
-    }
-    // What a service mounts nothing in has no say either.
-    unknown.retain(|name| users.get(&(true, (*name).to_owned())).is_some_and(|user| !user.volumes.is_empty()));
-    if !services.iter().any(|service| service.origin == Origin::Swarm) && !unknown.is_empty() {
-        findings.push(labels_unknown(&unknown));
-    }
-    users.into_values().collect()
-}
-
-/// Compose numbers the containers of a service, and gives them new names: their labels are one.
-fn plain_name(container: &Container) -> String {
-    match (container.labels.get(PROJECT), container.labels.get(COMPOSE_SERVICE)) {
-        (Some(project), Some(service)) => format!("{project}-{service}"),
-        _ => container.name.clone(),
-    }
-}
-
-fn labels_unknown(services: &BTreeSet<&str>) -> Diagnostic {
-    let some: Vec<String> = services.iter().take(3).map(|name| brief(name)).collect();
-    let more = if services.len() > some.len() { ", ..." } else { "" };
-    let message = format!("this engine does not tell the labels of services ({}{more}), as it is no manager of its swarm", some.join(", "));
-    Diagnostic::warning("service-labels-unknown", message)
-        .of("backups")
-        .help("label the volumes themselves, or run Skep on a manager: only labels of volumes count here")
-}
-
-impl User {
-    fn new(kind: &str, name: &str, stack: Option<String>, swarm: bool) -> User {
-        User {
-            name: name.to_owned(),
-            subject: format!("{kind} {name}"),
-            stack,
-            wishes: ServiceWishes::default(),
-            swarm,
-            volumes: BTreeSet::new(),
-            containers: Vec::new(),
-            elsewhere: false,
-        }
-    }
-
-    fn understand(&mut self, labels: &Labels, config: &Config, findings: &mut Vec<Diagnostic>) {
-        let (wishes, found) = label::of_service(labels, config.labels.sismics_auth);
-        self.wishes = wishes;
-        findings.extend(found.into_iter().map(|finding| finding.of(self.subject.clone())));
-    }
-
-    /// Does `written` name the volume, with or without the stack in front?
-    fn means(&self, written: &str, volume: &str) -> bool {
-        let rest = self.stack.as_ref().and_then(|stack| volume.strip_prefix(stack.as_str())?.strip_prefix('_'));
-        written == volume || rest == Some(written)
-    }
-
-    /// What it says of a volume: its words for that one over those for all.
-    fn wishes(&self, volume: &str) -> Wishes {
-        let own = self.wishes.volumes.iter().find(|(written, _)| self.means(written, volume));
-        let own = own.map(|(_, wishes)| wishes.clone()).unwrap_or_default();
-        own.over(self.wishes.all.clone())
-    }
-
-    /// Words of it that nothing comes of.
-    fn idle(&self, subjects: &[Subject]) -> Vec<Diagnostic> {
-        let mut findings = Vec::new();
-        for written in self.wishes.volumes.keys().filter(|written| !self.volumes.iter().any(|volume| self.means(written, volume))) {
-            let message = format!("`backup.volume.{}` is about a volume that it does not mount", brief(written));
-            let finding = Diagnostic::error("unknown-volume", message).of(self.subject.clone());
-            let short = |volume: &'_ String| {
-                self.stack.as_ref().and_then(|stack| Some(volume.strip_prefix(stack.as_str())?.strip_prefix('_')?.to_owned()))
-            };
-            let names: Vec<String> = self.volumes.iter().map(|volume| short(volume).unwrap_or_else(|| volume.clone())).collect();
-            findings.push(finding.help(match (nearest(written, names.iter().map(String::as_str)), names.as_slice()) {
-                (Some(near), _) => format!("did you mean `backup.volume.{near}`?"),
-                (None, []) => "it mounts no volume; remove the label".to_owned(),
-                (None, names) => {
-                    format!("it mounts {}", names.iter().take(5).map(|name| format!("`{}`", brief(name))).collect::<Vec<_>>().join(", "))
-                }
-            }));
-        }
-        let all = &self.wishes.all;
-        let saved = subjects.iter().any(|subject| self.volumes.contains(&subject.volume.name));
-        let (asks, says) = (all.enable == Some(true), !all.is_empty() && all.enable.is_none());
-        if self.elsewhere || saved {
-            return findings;
-        }
-        if asks {
-            let message = "it asks for backups, and mounts no named volume that could be saved here";
-            let help = "mount a named volume, as `data:/var/lib/app`; directories of the host and anonymous volumes are not saved";
-            findings.push(Diagnostic::warning("nothing-to-save", message).of(self.subject.clone()).help(help));
-        } else if says && self.wishes.volumes.values().all(|wishes| wishes.enable.is_none()) {
-            let message = "it says how it is to be saved, and not that it is";
-            findings.push(Diagnostic::warning("backup-not-enabled", message).of(self.subject.clone()).help("add `backup.enable: true`"));
-        }
-        findings
-    }
 }
 
 /// One volume, and all that has to do with it.
@@ -261,7 +118,7 @@ impl<'a> Reading<'a> {
         if wanted {
             return None;
         }
-        let label = format!("write `backup.volume.{}.enable: true`", volume.name);
+        let label = format!("`backup.volume.{}.enable: true`", volume.name);
         Some(match (refused, users, elsewhere) {
             (Some(user), ..) => format!("{} says `backup.enable: false`", user.subject),
             (None, [], []) if own.enable == Some(false) => "its label says `backup.enable: false`".to_owned(),
@@ -270,7 +127,6 @@ impl<'a> Reading<'a> {
             (None, _, _) if own.enable == Some(false) => "its label says `backup.enable: false`".to_owned(),
             (None, [user, ..], _) => {
                 format!("no label asks for it: write `backup.enable: true` on {}, or {label} for this one alone", user.subject)
-                    .replace("or write", "or")
             }
         })
     }
@@ -399,5 +255,265 @@ fn directories(inventory: &Inventory, users: &[User], unprotected: &mut Vec<Unpr
                 unprotected.push(Unprotected { what, why });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::inventory::Mount;
+    use super::super::user::SWARM_SERVICE;
+    use super::super::{Database, OnError};
+    use super::*;
+    use crate::config::backup::Target;
+    use crate::snapshot::{Condition, Labels, Task};
+
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        pairs.iter().map(|(label, value)| (label.to_string(), value.to_string())).collect()
+    }
+
+    fn volume(name: &str, pairs: &[(&str, &str)]) -> Volume {
+        Volume { name: name.to_owned(), driver: "local".to_owned(), labels: labels(pairs), ..Volume::default() }
+    }
+
+    /// A running container; with a service it is a task of that.
+    fn container(name: &str, service: Option<&str>, volumes: &[&str], pairs: &[(&str, &str)]) -> Container {
+        let mount = |source: &&str| Mount { source: (*source).to_owned(), writable: true, ..Mount::default() };
+        Container {
+            name: name.to_owned(),
+            state: "running".to_owned(),
+            service: service.map(str::to_owned),
+            stack: service.and_then(|service| service.split_once('_')).map(|(stack, _)| stack.to_owned()),
+            mounts: volumes.iter().map(mount).collect(),
+            labels: labels(pairs),
+            ..Container::default()
+        }
+    }
+
+    fn service(name: &str, volumes: &[&str], pairs: &[(&str, &str)]) -> Service {
+        Service {
+            name: name.to_owned(),
+            stack: name.split_once('_').map(|(stack, _)| stack.to_owned()),
+            volumes: volumes.iter().map(|volume| (*volume).to_owned()).collect(),
+            labels: labels(pairs),
+            ..Service::default()
+        }
+    }
+
+    fn config() -> Config {
+        let mut config = Config::default();
+        config.backup.targets = vec![Target { name: "b".to_owned(), location: "/srv/b".to_owned() }];
+        config
+    }
+
+    fn look(volumes: Vec<Volume>, containers: Vec<Container>, services: &[Service]) -> Survey {
+        survey(&Inventory { node: "node1".to_owned(), volumes, containers }, services, &config())
+    }
+
+    fn names(survey: &Survey) -> Vec<&str> {
+        survey.subjects.iter().map(|subject| subject.volume.name.as_str()).collect()
+    }
+
+    fn codes(survey: &Survey) -> Vec<&str> {
+        assert!(survey.findings.iter().all(|finding| finding.help.is_some() && !finding.subject.is_empty()), "{:?}", survey.findings);
+        survey.findings.iter().map(|finding| finding.code.as_str()).collect()
+    }
+
+    const YES: (&str, &str) = ("backup.enable", "true");
+    const NO: (&str, &str) = ("backup.enable", "false");
+
+    #[test]
+    fn a_label_of_a_volume_a_service_or_a_container_has_it_saved() {
+        let seen = look(
+            vec![volume("own", &[YES]), volume("shop_data", &[]), volume("web", &[]), volume("other", &[])],
+            vec![
+                container("1", None, &["own"], &[]),
+                container("shop_db.1", Some("shop_db"), &["shop_data"], &[]),
+                container("web", None, &["web"], &[YES]),
+                container("other", None, &["other"], &[]),
+            ],
+            &[service("shop_db", &["shop_data"], &[YES])],
+        );
+        assert_eq!((names(&seen), codes(&seen)), (vec!["own", "shop_data", "web"], vec![]));
+        let shop = &seen.subjects[1];
+        assert_eq!((shop.service.as_deref(), shop.stack.as_deref(), shop.node.as_str()), (Some("shop_db"), Some("shop"), "node1"));
+        assert_eq!(shop.containers.len(), 1);
+        assert_eq!(
+            shop.settings,
+            Settings {
+                schedule: "0 2 * * *".to_owned(),
+                keep: Keep { daily: 7, weekly: 4, monthly: 36, ..Keep::default() },
+                exclude: Vec::new(),
+                mode: Mode::Hot,
+                pre: None,
+                post: None,
+                timeout: std::time::Duration::from_secs(6 * 3600),
+                on_error: OnError::Fail,
+            }
+        );
+        let why = "no label asks for it: write `backup.enable: true` on container other, or `backup.volume.other.enable: true` for this one alone";
+        assert_eq!(seen.unprotected, [Unprotected { what: "volume other".to_owned(), why: why.to_owned() }]);
+    }
+
+    #[test]
+    fn the_service_outranks_the_volume_and_its_word_for_one_volume_that_for_all() {
+        let seen = look(
+            vec![
+                volume("shop_data", &[YES, ("backup.keep", "1d"), ("backup.schedule", "@weekly"), ("backup.exclude", "a")]),
+                volume("shop_tmp", &[YES]),
+            ],
+            vec![container("shop_db.1", Some("shop_db"), &["shop_data", "shop_tmp"], &[])],
+            &[service(
+                "shop_db",
+                &["shop_data", "shop_tmp"],
+                &[
+                    ("backup.keep", "2d"),
+                    ("backup.schedule", "@daily"),
+                    ("backup.volume.data.keep", "3d"),
+                    ("backup.volume.data.dump", "postgres"),
+                    ("backup.volume.shop_tmp.enable", "no"),
+                ],
+            )],
+        );
+        assert_eq!((names(&seen), codes(&seen)), (vec!["shop_data"], vec![]));
+        let settings = &seen.subjects[0].settings;
+        assert_eq!((settings.keep.daily, settings.schedule.as_str(), settings.exclude.join(",")), (3, "@daily", "a".to_owned()));
+        assert_eq!(settings.mode, Mode::Dump(Database::Postgres));
+        assert_eq!(seen.unprotected[0].why, "service shop_db says `backup.enable: false`");
+    }
+
+    #[test]
+    fn what_is_not_saved_is_listed_with_its_reason() {
+        let mut inventory = vec![
+            volume("unused", &[]),
+            volume("refused", &[NO]),
+            volume("shop_data", &[]),
+            Volume { anonymous: true, ..volume(&"a".repeat(64), &[]) },
+            Volume { anonymous: true, ..volume(&"b".repeat(64), &[]) },
+            Volume { driver: "rexray".to_owned(), ..volume("far", &[YES]) },
+        ];
+        let mut web = container("web", None, &[&"b".repeat(64)], &[YES]);
+        let bind =
+            |source: &str, writable| Mount { kind: MountKind::Bind, source: source.to_owned(), destination: "/data".into(), writable };
+        web.mounts.extend([bind("/srv/data", true), bind("/etc/web.conf", false), bind("/var/run/docker.sock", true)]);
+        let task = Task { condition: Condition::Healthy, ..Task::default() };
+        let services = [Service { tasks: vec![task], ..service("shop_db", &["shop_data"], &[YES]) }];
+        let seen = look(inventory.clone(), vec![web], &services);
+        assert_eq!(names(&seen), [""; 0]);
+        let said: Vec<_> = seen.unprotected.iter().map(|one| (one.what.as_str(), one.why.as_str())).collect();
+        for (one, (what, why)) in said.iter().zip([
+            ("anonymous volume aaaaaaaaaaaa", "it has no name, and no container uses it"),
+            ("anonymous volume bbbbbbbbbbbb", "mount a named volume there"),
+            ("directory /srv/data of container web", "mount a named volume at /data"),
+            ("volume far", "its driver `rexray` does not say where its files are"),
+            ("volume refused", "its label says `backup.enable: false`"),
+            ("volume shop_data", "service shop_db runs on another node"),
+            ("volume unused", "no container uses it, and no label asks for it"),
+        ]) {
+            assert!(one.0 == what && one.1.contains(why), "{one:?}: {what}: {why}");
+        }
+        assert_eq!((said.len(), codes(&seen)), (7, vec!["nothing-to-save"]));
+        // A service without named volumes is asked for its directories, too.
+        let mut task = container("shop_web.1", Some("shop_web"), &[], &[]);
+        task.mounts.push(bind("/srv/web", true));
+        let seen = look(vec![], vec![task], &[service("shop_web", &[], &[YES])]);
+        assert_eq!((seen.unprotected[0].what.as_str(), codes(&seen)), ("directory /srv/web of service shop_web", vec!["nothing-to-save"]));
+        // With its service scaled to nothing, the volume is where it was.
+        inventory.retain(|volume| volume.name == "shop_data");
+        let seen = look(inventory, vec![], &[service("shop_db", &["shop_data"], &[YES])]);
+        assert_eq!((names(&seen), seen.subjects[0].service.as_deref()), (vec!["shop_data"], Some("shop_db")));
+    }
+
+    #[test]
+    fn several_that_mount_one_volume_are_heard_in_order_and_the_one_that_wants_it_saved_wins() {
+        let seen = look(
+            vec![volume("data", &[])],
+            vec![
+                container("b", None, &["data"], &[YES, ("backup.keep", "2d"), ("backup.mode", "pause")]),
+                container("a", None, &["data"], &[NO, ("backup.keep", "1d")]),
+            ],
+            &[],
+        );
+        assert_eq!((names(&seen), codes(&seen)), (vec!["data"], vec!["services-disagree", "services-disagree"]));
+        let subject = &seen.subjects[0];
+        assert_eq!((subject.settings.keep.daily, &subject.settings.mode, subject.containers.len()), (1, &Mode::Pause, 2));
+        assert_eq!(subject.service.as_deref(), Some("a"));
+        // Two that write one volume and agree are fine.
+        let both = [container("a", None, &["data"], &[YES]), container("b", None, &["data"], &[])];
+        assert_eq!(codes(&look(vec![volume("data", &[])], both.to_vec(), &[])), [""; 0]);
+    }
+
+    #[test]
+    fn owners_are_the_volumes_and_else_the_services() {
+        let group = |name| ("com.sismics.docker.auth", name);
+        for (of_volume, of_service, owner) in
+            [(Some("staff"), Some("shop"), Some("staff")), (None, Some("shop"), Some("shop")), (None, None, None)]
+        {
+            let own: Vec<_> = of_volume.map(group).into_iter().chain([YES]).collect();
+            let services: Vec<_> = of_service.map(group).into_iter().collect();
+            let seen = look(
+                vec![volume("shop_data", &own)],
+                vec![container("1", Some("shop_db"), &["shop_data"], &[])],
+                &[service("shop_db", &["shop_data"], &services)],
+            );
+            assert_eq!((seen.subjects[0].owner.as_deref(), codes(&seen)), (owner, vec![]));
+        }
+    }
+
+    #[test]
+    fn on_a_worker_only_labels_of_volumes_count_and_that_is_told() {
+        let task = container("shop_db.1", None, &["shop_data", "shop_more"], &[(SWARM_SERVICE, "shop_db"), (STACK, "shop")]);
+        let seen = look(vec![volume("shop_data", &[YES]), volume("shop_more", &[])], vec![task], &[]);
+        assert_eq!((names(&seen), codes(&seen)), (vec!["shop_data"], vec!["service-labels-unknown"]));
+        let subject = &seen.subjects[0];
+        assert_eq!((subject.service.as_deref(), subject.stack.as_deref()), (Some("shop_db"), Some("shop")));
+    }
+
+    #[test]
+    fn what_cannot_be_done_as_written_is_told_and_the_volume_is_saved() {
+        let of_service = |pairs: &[(&str, &str)], state: &str| {
+            let written: Vec<_> = [YES].into_iter().chain(pairs.iter().copied()).collect();
+            let task = Container { state: state.to_owned(), ..container("shop_db.1", Some("shop_db"), &["shop_data"], &[]) };
+            look(vec![volume("shop_data", &[])], vec![task], &[service("shop_db", &["shop_data"], &written)])
+        };
+        for (pairs, state, mode, found) in [
+            (&[("backup.mode", "stop")][..], "running", Mode::Pause, &["stop-in-swarm"][..]),
+            (&[("backup.mode", "scale")], "running", Mode::Hot, &["bad-mode"]),
+            (&[("backup.dump", "postgre")], "running", Mode::Hot, &["bad-dump"]),
+            (&[("backup.dump", "postgres")], "exited", Mode::Dump(Database::Postgres), &["nobody-to-ask"]),
+            (&[("backup.pre", "sync")], "exited", Mode::Hot, &["nobody-to-ask"]),
+            (&[("backup.keep", "x")], "running", Mode::Hot, &["bad-keep"]),
+            (&[("backup.shedule", "@daily")], "running", Mode::Hot, &["unknown-key"]),
+            (&[("backup.volume.dat.keep", "7d")], "running", Mode::Hot, &["unknown-volume"]),
+        ] {
+            let seen = of_service(pairs, state);
+            assert_eq!((&seen.subjects[0].settings.mode, codes(&seen)), (&mode, found.to_vec()), "{pairs:?}");
+        }
+        let stop = container("web", None, &["data"], &[YES, ("backup.mode", "stop")]);
+        let seen = look(vec![volume("data", &[])], vec![stop], &[]);
+        assert_eq!((&seen.subjects[0].settings.mode, codes(&seen)), (&Mode::Stop, vec![]));
+    }
+
+    #[test]
+    fn labels_that_come_to_nothing_say_so() {
+        let shared = Volume { options: labels(&[("type", "nfs"), ("o", "addr=nas")]), ..volume("shared", &[YES]) };
+        for (volumes, containers, found) in [
+            (vec![volume("data", &[])], vec![container("web", None, &["data"], &[("backup.keep", "7d")])], &["backup-not-enabled"][..]),
+            (vec![volume("data", &[("backup.keep", "7d")])], vec![], &["backup-not-enabled"]),
+            (vec![], vec![container("web", None, &[], &[YES])], &["nothing-to-save"]),
+            (vec![volume("data", &[YES])], vec![], &["unused-volume"]),
+            (vec![shared], vec![container("web", None, &["shared"], &[])], &["shared-volume"]),
+        ] {
+            assert_eq!(codes(&look(volumes, containers, &[])), found);
+        }
+        let nowhere = survey(
+            &Inventory {
+                volumes: vec![volume("data", &[YES])],
+                containers: vec![container("a", None, &["data"], &[])],
+                ..Inventory::default()
+            },
+            &[],
+            &Config::default(),
+        );
+        assert_eq!((names(&nowhere), codes(&nowhere)), (vec!["data"], vec!["no-target"]));
     }
 }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::backup;
 use crate::config::Config;
 use crate::diagnostic::{Diagnostic, Place, Severity, render, summary};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Labels, Snapshot};
 use crate::state::{self, View};
 
 use super::compare::{Change, Comparison, compare};
@@ -117,6 +118,7 @@ fn of_files(args: &Args) -> Result<Report, super::Failure> {
     }
     let explained: Vec<Explained> = files.iter().flat_map(|file| explain(file, &config)).collect();
     let mut findings: Vec<Diagnostic> = files.iter_mut().flat_map(|file| std::mem::take(&mut file.findings)).collect();
+    findings.extend(files.iter().flat_map(|file| &file.volumes).flat_map(|(volume, labels)| of_volume(volume, labels)));
     let Comparison { routes, changes, findings: found, against } = compare(files, running, config);
     findings.extend(found);
     let labels = explained.into_iter().map(|line| line.corrected(&findings)).collect();
@@ -133,6 +135,12 @@ fn running(args: &Args, config: &Config) -> Result<Option<Snapshot>, super::Fail
         None if args.live => from_docker(config).map(Some),
         None => Ok(None),
     }
+}
+
+/// What is wrong with the labels of a volume.
+fn of_volume(volume: &str, labels: &Labels) -> impl Iterator<Item = Diagnostic> {
+    let subject = format!("volume {volume}");
+    backup::label::of_volume(labels).2.into_iter().map(move |finding| finding.of(subject.clone()))
 }
 
 fn explain(file: &StackFile, config: &Config) -> Vec<Explained> {

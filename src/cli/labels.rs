@@ -124,6 +124,6 @@ mod tests {
         for label in entries.iter().map(|entry| entry.label.as_str()).chain(LABELS.iter().map(|one| one.label)) {
             assert!(text.contains(&format!("  {label}")) && markdown.contains(&format!("| `{label}` |")), "{label}");
         }
-        assert!(text.contains("waits for: backups"));
+        assert!(text.contains("waits for: the Docker API proxy"));
     }
 }

@@ -1,7 +1,9 @@
 //! What a label does, in one line for the person who wrote it: with its hosts and ports, and with what is still being built.
 //! The words come from the keys' own reference wherever the value adds nothing.
 
+use crate::backup::KEYS;
 use crate::diagnostic::brief;
+use crate::label::backup::native_key;
 use crate::label::haproxy::LABELS;
 use crate::label::{Effect, Key, SismicsAuth};
 use crate::snapshot::Labels;
@@ -19,6 +21,9 @@ pub(super) fn of_label(label: &str, value: &str, labels: &Labels, keys: &[Key], 
     if let Some(meaning) = LABELS.iter().find(|meaning| meaning.label == lower) {
         return of_haproxy(&lower, value, sismics).unwrap_or_else(|| plain(meaning.about));
     }
+    if let Some((volume, key)) = lower.strip_prefix("backup.volume.").and_then(|rest| rest.rsplit_once('.')) {
+        return of_backup(key, value, &format!("the volume {}", brief(volume))).unwrap_or_else(|| UNREAD.to_owned());
+    }
     let Some(rest) = lower.strip_prefix("skep.") else {
         return if ours { UNREAD } else { ELSEWHERE }.to_owned();
     };
@@ -35,11 +40,31 @@ pub(super) fn of_label(label: &str, value: &str, labels: &Labels, keys: &[Key], 
 
 /// What the label of a volume does.
 pub(super) fn of_volume_label(label: &str, value: &str) -> String {
-    match (label.eq_ignore_ascii_case("backup.enable"), yes(value)) {
-        (true, true) => "the volume is saved (backup is being built: nothing is saved yet)".to_owned(),
-        (true, false) => "the volume is not saved".to_owned(),
-        (false, _) => ELSEWHERE.to_owned(),
+    let lower = label.to_ascii_lowercase();
+    let key = lower.strip_prefix("backup.").or_else(|| match lower.strip_prefix("skep.backup")? {
+        "" => Some("enable"),
+        rest => rest.strip_prefix('-'),
+    });
+    if let Some(said) = key.and_then(|key| of_backup(key, value, "the volume")) {
+        return said;
     }
+    match lower.as_str() {
+        "skep.owner" | "com.sismics.docker.auth" => {
+            format!("the group `{}` owns the volume: its backups are kept apart", brief(value.trim()))
+        }
+        _ if ["skep.", "haproxy.", "com.sismics.docker.", "backup."].iter().any(|prefix| lower.starts_with(prefix)) => UNREAD.to_owned(),
+        _ => ELSEWHERE.to_owned(),
+    }
+}
+
+/// What a label about backups does for `what`.
+fn of_backup(key: &str, value: &str, what: &str) -> Option<String> {
+    let about = KEYS.iter().find(|own| Some(own.name) == native_key(key))?.about;
+    Some(match (key, yes(value)) {
+        ("enable", true) => format!("{what} is saved"),
+        ("enable", false) => format!("{what} is not saved"),
+        _ => format!("{what}: {}", plain(about)),
+    })
 }
 
 /// What a placement constraint means to the edge.
@@ -75,7 +100,7 @@ fn of_haproxy(label: &str, value: &str, sismics: SismicsAuth) -> Option<String> 
             SismicsAuth::Route => format!("only the group `{group}` may enter"),
             SismicsAuth::Owner => format!("the group `{group}` owns the service (ownership is being built: nothing is refused yet)"),
         },
-        "enable" if yes(value) => "the service's volumes are saved (backup is being built: nothing is saved yet)".to_owned(),
+        "enable" if yes(value) => "the service's volumes are saved".to_owned(),
         "enable" => "the service's volumes are not saved".to_owned(),
         _ => return None,
     })
@@ -141,8 +166,13 @@ mod tests {
             ("haproxy.http_redirect_from", "www.a.de", "redirects www.a.de to the first secure host"),
             ("haproxy.virtual_host_port", "8000", "port 8000"),
             ("com.sismics.docker.auth", "staff", "only the group `staff` may enter"),
-            ("backup.enable", "true", "volumes are saved (backup is being built"),
+            ("backup.enable", "true", "volumes are saved"),
             ("backup.enable", "false", "not saved"),
+            ("backup.schedule", "@daily", "minute hour day month weekday"),
+            ("Backup.Volume.data.enable", "false", "the volume data is not saved"),
+            ("backup.volume.my.data.keep", "7d", "the volume my.data: Archives that stay"),
+            ("backup.volume.data", "true", UNREAD),
+            ("skep.backup-dump", "postgres", "A dump that the running container makes"),
             ("skep.host", "a.de", "serves http://a.de/x"),
             ("skep.api.host", "a.de", "serves http://a.de/v1 exactly"),
             ("SKEP.port", "80", "port 80"),
@@ -159,6 +189,23 @@ mod tests {
         for key in crate::state::keys() {
             let line = of_label(&format!("skep.{}", key.name), "x", &labels, &crate::state::keys(), SismicsAuth::Both);
             assert!(![UNREAD, ELSEWHERE].contains(&line.as_str()), "{}", key.name);
+        }
+    }
+
+    #[test]
+    fn labels_of_volumes_have_a_line() {
+        for (label, value, wanted) in [
+            ("backup.enable", "true", "the volume is saved"),
+            ("skep.backup", "no", "the volume is not saved"),
+            ("backup.keep", "7d", "the volume: Archives that stay"),
+            ("skep.backup-keep", "7d", "the volume: Archives that stay"),
+            ("skep.owner", "staff", "the group `staff` owns the volume"),
+            ("backup.shedule", "@daily", UNREAD),
+            ("skep.host", "a.de", UNREAD),
+            ("maintainer", "me", ELSEWHERE),
+        ] {
+            let line = of_volume_label(label, value);
+            assert!(line.contains(wanted), "{label}: {line}");
         }
     }
 

@@ -144,135 +144,7 @@ impl Backup {
 /// What a volume's containers may be asked to do while it is read, where no label says.
 pub(super) const MODES: &[(&str, &str)] = &[("hot", "hot"), ("pause", "pause"), ("stop", "stop")];
 
-/// Where a list of texts says that repositories are to lie.
-pub(super) fn targets(given: &Given) -> Read<Vec<Target>> {
-    if is_off(given) {
-        return Ok(Vec::new());
-    }
-    let mut targets: Vec<Target> = Vec::new();
-    for text in names(given)? {
-        let target = target(&text)?;
-        if let Some(other) = targets.iter().find(|other| other.location == target.location) {
-            let message = format!("`{}` and `{}` are one place", other.name, target.name);
-            return Err(Diagnostic::error("target-twice", message).help("keep one of the two"));
-        }
-        if targets.iter().any(|other| other.name == target.name) {
-            let message = format!("two targets are called `{}`", target.name);
-            let help = format!("give each a name of its own, as \"{}-2={}\"", target.name, target.location);
-            return Err(Diagnostic::error("target-twice", message).help(help));
-        }
-        targets.push(target);
-    }
-    Ok(targets)
-}
-
-/// Reads `/srv/backups`, `offsite=ssh://user@host:port/path`.
-fn target(text: &str) -> Read<Target> {
-    let (name, location) = match text.split_once('=').filter(|(name, _)| !name.contains(['/', ':'])) {
-        Some((name, location)) => (Some(name.trim()), location.trim()),
-        None => (None, text.trim()),
-    };
-    let bad = |why: String, help: &str| Diagnostic::error("bad-target", format!("`{}` {why}", brief(text))).help(help);
-    const EXAMPLE: &str = "write a directory as \"/srv/backups\", or \"offsite=ssh://user@host:22/./backups\"";
-    if location.len() > LONGEST_LOCATION || location.contains(|c: char| c.is_control() || c.is_whitespace() || "{}\"'`$\\".contains(c)) {
-        return Err(bad("has a character in it that a place for backups cannot have".to_owned(), EXAMPLE));
-    }
-    let host = if location.starts_with("ssh://") {
-        Some(remote(location).map_err(|(why, help)| bad(why, &help))?)
-    } else if !location.starts_with('/') {
-        let (why, help) = elsewhere(location, EXAMPLE);
-        return Err(bad(why, &help));
-    } else {
-        None
-    };
-    let location = location.trim_end_matches('/');
-    if location.is_empty() || location.split('/').any(|part| part == "..") {
-        return Err(bad("is not a directory for backups alone".to_owned(), EXAMPLE));
-    }
-    let fine = |name: &str| {
-        !name.is_empty()
-            && name.len() <= 63
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-    };
-    match name {
-        Some(name) if fine(name) => Ok(Target { name: name.to_owned(), location: location.to_owned() }),
-        Some(name) => {
-            let help = format!("use letters, digits, `-`, `_` and `.`, as \"offsite={}\"", brief(location));
-            Err(bad(format!("has a name that cannot be one: `{}`", brief(name)), &help))
-        }
-        None => {
-            let last = location.rsplit('/').next().unwrap_or_default();
-            let name: String =
-                host.unwrap_or(last).chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect();
-            let name: String = name.trim_start_matches(['-', '_', '.']).chars().take(63).collect();
-            match fine(&name) {
-                true => Ok(Target { name, location: location.to_owned() }),
-                false => Err(bad("needs a name".to_owned(), &format!("write \"backups={}\"", brief(location)))),
-            }
-        }
-    }
-}
-
-const LONGEST_LOCATION: usize = 512;
-
-/// The host of an ssh URL that borg and ssh understand as it was meant.
-fn remote(url: &str) -> Result<&str, (String, String)> {
-    const EXAMPLE: &str = "write it like \"ssh://user@host:22/srv/backups\"; /./ before the path makes it begin at the user's home";
-    let bad = |why: &str| (why.to_owned(), EXAMPLE.to_owned());
-    let rest = url.strip_prefix("ssh://").unwrap_or(url);
-    let (authority, path) = rest.split_once('/').ok_or_else(|| bad("has no path"))?;
-    if path.trim_matches(['/', '.']).is_empty() {
-        return Err(bad("has no path"));
-    }
-    let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
-    if user.is_some_and(|user| user.contains(':')) {
-        return Err((
-            "has a password in it".to_owned(),
-            "leave it out; ssh signs in with a key: ssh-key = \"/run/secrets/backup-key\"".to_owned(),
-        ));
-    }
-    // What begins with a hyphen would be an option of ssh's.
-    let word = |text: &str| {
-        text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-    };
-    if user.is_some_and(|user| !word(user)) {
-        return Err(bad("has a user that ssh cannot have"));
-    }
-    let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, port)) if address.parse::<std::net::Ipv6Addr>().is_ok() => {
-            (address, port.strip_prefix(':').or((!port.is_empty()).then_some("x")))
-        }
-        Some(_) => return Err(bad("has a host that cannot be one")),
-        None => match host.split_once(':') {
-            Some((name, port)) if word(name) => (name, Some(port)),
-            None if word(host) => (host, None),
-            _ => return Err(bad("has a host that cannot be one")),
-        },
-    };
-    match port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0)) {
-        true => Ok(name),
-        false => Err(bad("has a port that cannot be one")),
-    }
-}
-
-/// What somebody may have meant by a location that is neither a directory nor an ssh URL.
-fn elsewhere(location: &str, example: &str) -> (String, String) {
-    if let Some(path) = location.strip_prefix("file://") {
-        return ("is not a place that is known".to_owned(), format!("write \"{}\"", brief(path)));
-    }
-    if let Some((scheme, _)) = location.split_once("://") {
-        return (format!("is on `{}`, where backups are not kept", brief(scheme)), example.to_owned());
-    }
-    match location.split_once(':').filter(|(host, path)| !host.is_empty() && !path.is_empty() && !host.contains('/')) {
-        Some((host, path)) => {
-            let path = if path.starts_with('/') { path.to_owned() } else { format!("/./{path}") };
-            ("is not a place that is known".to_owned(), format!("write \"ssh://{}{}\"", brief(host), brief(&path)))
-        }
-        None => ("is a relative path".to_owned(), format!("write it from the root: \"/{}\"", brief(location.trim_start_matches("./")))),
-    }
-}
+const LONGEST_PATTERN: usize = 512;
 
 /// A pattern of files to leave out: relative to the volume's root, in one of borg's styles.
 ///
@@ -281,7 +153,7 @@ fn elsewhere(location: &str, example: &str) -> (String, String) {
 pub fn pattern(text: &str) -> Result<(), (String, String)> {
     const STYLES: [&str; 5] = ["fm:", "sh:", "re:", "pp:", "pf:"];
     const EXAMPLE: &str = "write it relative to the volume's root, as `cache/*` or `sh:**/*.tmp`";
-    if text.is_empty() || text.len() > LONGEST_LOCATION || text.contains(char::is_control) {
+    if text.is_empty() || text.len() > LONGEST_PATTERN || text.contains(char::is_control) {
         return Err((format!("`{}` is not a pattern of files", brief(text)), EXAMPLE.to_owned()));
     }
     let (style, path) = text.split_at(STYLES.iter().find(|style| text.starts_with(**style)).map_or(0, |style| style.len()));
@@ -416,4 +288,144 @@ pub(super) fn contradictions(config: &Config) -> Vec<Diagnostic> {
         findings.push(finding.help("a paused container goes on after pause-limit, a run ends after timeout"));
     }
     findings
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{needs_restart, parse};
+
+    fn codes(text: &str) -> (Option<Config>, Vec<String>) {
+        let (config, findings) = parse("skep.toml", &format!("[backup]\n{text}"), &[]);
+        assert!(findings.iter().all(|finding| finding.help.is_some()), "{findings:?}");
+        (config, findings.into_iter().map(|finding| finding.code).collect())
+    }
+
+    fn named(text: &str) -> Vec<(String, String)> {
+        let (config, findings) = codes(&format!("targets = {text}"));
+        assert_eq!(findings, [""; 0], "{text}");
+        config.expect("usable").backup.targets.into_iter().map(|target| (target.name, target.location)).collect()
+    }
+
+    #[test]
+    fn one_line_is_enough() {
+        let targets = "[\"/srv/backups/\", \"offsite=ssh://u@h.example:23/./skep\", \"ssh://[2001:db8::7]:22/b\", \"ssh://nas/b\"]";
+        let wanted = [
+            ("backups", "/srv/backups"),
+            ("offsite", "ssh://u@h.example:23/./skep"),
+            ("2001-db8--7", "ssh://[2001:db8::7]:22/b"),
+            ("nas", "ssh://nas/b"),
+        ];
+        assert_eq!(named(targets), wanted.map(|(name, location)| (name.to_owned(), location.to_owned())));
+        assert_eq!(named("\"off\""), []);
+        let variable = [("SKEP_BACKUP_TARGETS".to_owned(), "/srv/b, x=ssh://h/b".to_owned())];
+        let (config, _) = parse("skep.toml", "", &variable);
+        assert_eq!(config.expect("usable").backup.targets.len(), 2);
+    }
+
+    #[test]
+    fn all_that_can_be_set() {
+        let text = "targets = [\"/b\"]\npassphrase-file = \"/run/secrets/p\"\nrequire-key-export = false\nschedule = \"@daily\"\n\
+                    keep = \"last 3\"\nmode = \"pause\"\nexclude = [\"cache/*\"]\ntimeout = \"2h\"\ntime-zone = \"Europe/Paris\"\n\
+                    jitter = \"0s\"\nwindow = \"22-6\"\npause-limit = \"10s\"\nparallel = 2\nparallel-per-target = 2\nnice = 0\n\
+                    io-idle = false\nupload-limit = \"10MB\"\ncompression = \"auto,zlib,6\"\nlock-wait = \"0s\"\nretries = 0\n\
+                    retry-pause = \"1s\"\ncheck-repository = \"off\"\ncheck-archives = \"60d\"\nverify-data = \"off\"\nverify-slices = 1\n\
+                    drill = \"off\"\nscratch = \"/scratch\"\noverdue = \"1h\"\nshrink = 90\nmin-free = \"off\"\nvolumes = \"/volumes\"\n\
+                    ssh-key = \"/k\"\nssh-known-hosts = \"/h\"\nborg = \"/opt/borg\"";
+        let (config, findings) = codes(text);
+        assert_eq!(findings, [""; 0]);
+        let config = config.expect("usable");
+        let (backup, default) = (&config.backup, Backup::default());
+        assert_eq!((backup.upload_limit, backup.min_free, backup.drill), (Some(10_000_000), 0, None));
+        assert_eq!((backup.check_archives, backup.zone().iana_name()), (Some(Duration::from_secs(60 * 86_400)), Some("Europe/Paris")));
+        assert!(backup.hours().is_some() && backup.window != default.window && backup.borg != default.borg);
+        assert_eq!(needs_restart(&Config::default(), &config), ["backup"]);
+    }
+
+    #[test]
+    fn mistakes_are_told_with_what_to_write() {
+        for (text, code) in [
+            ("targets = 1", "bad-type"),
+            ("targets = [\"backups\"]", "bad-target"),
+            ("targets = [\"./backups\"]", "bad-target"),
+            ("targets = [\"/\"]", "bad-target"),
+            ("targets = [\"/a/../b\"]", "bad-target"),
+            ("targets = [\"/a b\"]", "bad-target"),
+            ("targets = [\"/{hostname}\"]", "bad-target"),
+            ("targets = [\"a:b=/x\"]", "bad-target"),
+            ("targets = [\"=/x\"]", "bad-target"),
+            ("targets = [\"a b=/x\"]", "bad-target"),
+            ("targets = [\"u@h:backups\"]", "bad-target"),
+            ("targets = [\"file:///srv/b\"]", "bad-target"),
+            ("targets = [\"s3://bucket/b\"]", "bad-target"),
+            ("targets = [\"ssh://h\"]", "bad-target"),
+            ("targets = [\"ssh://h/\"]", "bad-target"),
+            ("targets = [\"ssh://h/./\"]", "bad-target"),
+            ("targets = [\"ssh://u:pw@h/b\"]", "bad-target"),
+            ("targets = [\"ssh://-oProxyCommand=x/b\"]", "bad-target"),
+            ("targets = [\"ssh://-u@h/b\"]", "bad-target"),
+            ("targets = [\"ssh://h:0/b\"]", "bad-target"),
+            ("targets = [\"ssh://h:x/b\"]", "bad-target"),
+            ("targets = [\"ssh://[h]/b\"]", "bad-target"),
+            ("targets = [\"/a/b\", \"/c/b\"]", "target-twice"),
+            ("targets = [\"x=/a\", \"x=/b\"]", "target-twice"),
+            ("targets = [\"/a\", \"b=/a/\"]", "target-twice"),
+            ("schedule = \"* * * * *\"", "bad-schedule"),
+            ("schedule = \"0 0 30 2 *\"", "bad-schedule"),
+            ("keep = \"0d\"", "bad-keep"),
+            ("mode = \"scale\"", "bad-word"),
+            ("exclude = [\"/etc\"]", "bad-pattern"),
+            ("exclude = [\"../x\"]", "bad-pattern"),
+            ("time-zone = \"Paris\"", "bad-time-zone"),
+            ("window = \"22\"", "bad-window"),
+            ("compression = \"zip\"", "bad-compression"),
+            ("compression = \"zstd,23\"", "bad-compression"),
+            ("compression = \"lz4,1\"", "bad-compression"),
+            ("timeout = \"1s\"", "out-of-range"),
+            ("jitter = \"2d\"", "out-of-range"),
+            ("pause-limit = \"2h\"", "out-of-range"),
+            ("parallel = 0", "out-of-range"),
+            ("nice = 20", "out-of-range"),
+            ("retries = 21", "out-of-range"),
+            ("drill = \"1m\"", "out-of-range"),
+            ("shrink = 0", "out-of-range"),
+            ("shrink = \"50%\"", "bad-type"),
+            ("min-free = \"much\"", "bad-size"),
+            ("passphrase-file = \"p\"", "bad-path"),
+            ("ssh-key = \"~/.ssh/id\"", "bad-path"),
+            ("borg = \"-x\"", "bad-program"),
+            ("borg = \"bin/borg\"", "bad-program"),
+            ("shedule = \"@daily\"", "unknown-setting"),
+        ] {
+            let (config, found) = codes(text);
+            assert_eq!((config.is_none(), found.first().map(String::as_str)), (true, Some(code)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_goes_wrong_together_is_told() {
+        const FINE: &str = "targets = [\"/srv/backups\"]\n";
+        for (text, code, usable) in [
+            ("retries = 1", "backup-without-targets", true),
+            (&format!("{FINE}[state]\ndirectory = \"off\""), "backup-without-state", false),
+            (&format!("{FINE}[docker]\nenabled = false"), "backup-without-docker", true),
+            (&format!("{FINE}scratch = \"/srv/backups/scratch\""), "backup-in-target", false),
+            (&format!("{FINE}pause-limit = \"1m\"\ntimeout = \"1m\""), "pause-order", false),
+        ] {
+            let (config, found) = codes(text);
+            assert_eq!((config.is_some(), found), (usable, vec![code.to_owned()]), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_accepted_pattern_stays_in_the_volume(text in "\\PC{0,20}|(sh:|fm:|pp:|pf:)?[a-z./*]{0,12}") {
+            if pattern(&text).is_ok() {
+                let path = text.split_once(':').map_or(text.as_str(), |(style, rest)| if style.len() == 2 { rest } else { &text });
+                prop_assert!(!path.starts_with('/') && (text.starts_with("re:") || path.split('/').all(|part| part != "..")));
+            }
+        }
+    }
 }

@@ -56,12 +56,11 @@ impl Schedule {
             return Err(format!("`{}` has {} fields, a schedule has five; {EXAMPLE}", brief(text), parts.len()));
         };
         let whole = read(fields).map_err(|why| format!("`{}` is not a schedule ({why}); {EXAMPLE}", brief(text)))?;
-        let days = Days::of(&whole);
-        if days.none {
+        if !days(&whole).any(|due| due) {
             return Err(format!("`{}` never comes: there is no such day; {EXAMPLE}", brief(text)));
         }
         let times = times(&whole);
-        if closest(&times, days.neighbours).is_some_and(|minutes| minutes < CLOSEST) {
+        if comes_too_often(&whole, &times) {
             return Err(format!("`{}` comes more often than every {CLOSEST} minutes; write \"*/{CLOSEST} * * * *\" at most", brief(text)));
         }
         let hours: std::collections::BTreeSet<u32> = times.iter().map(|time| time / 60).collect();
@@ -120,31 +119,14 @@ fn unknown_name(text: &str) -> String {
     }
 }
 
-/// What days a schedule has, by the calendar of 28 years, after which leap days and weekdays come round.
-struct Days {
-    none: bool,
-    /// Some day follows another one.
-    neighbours: bool,
-}
-
-impl Days {
-    fn of(cron: &Cron) -> Days {
-        let Ok(first) = Date::new(2001, 1, 1) else { return Days { none: true, neighbours: false } };
-        let mut days = Days { none: true, neighbours: false };
-        let mut yesterday = false;
-        for date in first.series(1.day()).take(28 * 365 + 7) {
-            let (month, day) = (u32::from(date.month().unsigned_abs()), u32::from(date.day().unsigned_abs()));
-            let today = cron.pattern.month_match(month).unwrap_or(false)
-                && cron.pattern.day_match(i32::from(date.year()), month, day, weekday(date)).unwrap_or(false);
-            days.none &= !today;
-            days.neighbours |= today && yesterday;
-            if days.neighbours {
-                break;
-            }
-            yesterday = today;
-        }
-        days
-    }
+/// For each day whether it is one of the schedule's, over 28 years, after which leap days and weekdays come round.
+fn days(cron: &Cron) -> impl Iterator<Item = bool> {
+    let first = Date::new(2001, 1, 1).unwrap_or(Date::ZERO);
+    first.series(1.day()).take(28 * 365 + 7).map(|date| {
+        let (month, day) = (u32::from(date.month().unsigned_abs()), u32::from(date.day().unsigned_abs()));
+        cron.pattern.month_match(month).unwrap_or(false)
+            && cron.pattern.day_match(i32::from(date.year()), month, day, weekday(date)).unwrap_or(false)
+    })
 }
 
 fn weekday(date: Date) -> Weekday {
@@ -167,11 +149,14 @@ fn times(cron: &Cron) -> Vec<u32> {
     hours.iter().flat_map(|hour| minutes.iter().map(move |minute| hour * 60 + minute)).collect()
 }
 
-/// The least distance of two times, of one day or of neighbouring ones.
-fn closest(times: &[u32], neighbours: bool) -> Option<u32> {
-    let within = times.windows(2).map(|pair| pair[1] - pair[0]).min();
-    let across = times.first().zip(times.last()).filter(|_| neighbours).map(|(first, last)| first + 24 * 60 - last);
-    within.into_iter().chain(across).min()
+/// Are two of `times` too close, on one day or on neighbouring ones?
+fn comes_too_often(cron: &Cron, times: &[u32]) -> bool {
+    let across = times.first().zip(times.last()).is_some_and(|(first, last)| first + 24 * 60 - last < CLOSEST);
+    let neighbours = || {
+        let mut before = false;
+        days(cron).any(|due| std::mem::replace(&mut before, due) && due)
+    };
+    times.windows(2).any(|pair| pair[1] - pair[0] < CLOSEST) || (across && neighbours())
 }
 
 /// The time zone called `name`; UTC where there is none, which the configuration refuses.
@@ -215,7 +200,9 @@ impl Window {
         if self.contains(at, zone) {
             return at;
         }
-        next_time(self.from, at, zone)
+        let opens = next_time(self.from, at, zone);
+        // Clocks may skip all of it on one day.
+        if self.contains(opens, zone) { opens } else { next_time(self.from, opens, zone) }
     }
 
     /// When it closes next after `at`.
@@ -242,4 +229,181 @@ fn next_time(time: Time, after: Timestamp, zone: &TimeZone) -> Timestamp {
     let moments = days.into_iter().flatten().filter_map(|day| zone.to_ambiguous_zoned(day.to_datetime(time)).later().ok());
     let next = moments.map(|moment| moment.timestamp()).find(|moment| *moment > after);
     next.unwrap_or_else(|| after.saturating_add(SignedDuration::from_hours(24)).unwrap_or(after))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn paris() -> TimeZone {
+        TimeZone::get("Europe/Paris").expect("a bundled zone")
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    /// The next occurrences as clocks in Paris show them.
+    fn occurrences(schedule: &str, after: &str, count: usize) -> Vec<String> {
+        let schedule = Schedule::parse(schedule).expect(schedule);
+        let zone = paris();
+        let next = |after: &Timestamp| schedule.next(*after, &zone);
+        std::iter::successors(next(&at(after)), next)
+            .take(count)
+            .map(|at| at.to_zoned(zone.clone()).strftime("%m-%d %H:%M %Z").to_string())
+            .collect()
+    }
+
+    #[test]
+    fn occurrences_are_those_of_the_clocks_on_the_wall() {
+        for (schedule, wanted) in [
+            ("0 2 * * *", ["01-15 02:00 CET", "01-16 02:00 CET", "01-17 02:00 CET"]),
+            ("@daily", ["01-15 00:00 CET", "01-16 00:00 CET", "01-17 00:00 CET"]),
+            ("@Weekly", ["01-18 00:00 CET", "01-25 00:00 CET", "02-01 00:00 CET"]),
+            ("@hourly", ["01-14 13:00 CET", "01-14 14:00 CET", "01-14 15:00 CET"]),
+            ("@monthly", ["02-01 00:00 CET", "03-01 00:00 CET", "04-01 00:00 CEST"]),
+            ("30 22 * * mon-fri", ["01-14 22:30 CET", "01-15 22:30 CET", "01-16 22:30 CET"]),
+            ("15 3,21 * * SUN", ["01-18 03:15 CET", "01-18 21:15 CET", "01-25 03:15 CET"]),
+            ("0 4 L * *", ["01-31 04:00 CET", "02-28 04:00 CET", "03-31 04:00 CEST"]),
+            ("0 4 * * fri#1", ["02-06 04:00 CET", "03-06 04:00 CET", "04-03 04:00 CEST"]),
+            (" */20 6  * * * ", ["01-15 06:00 CET", "01-15 06:20 CET", "01-15 06:40 CET"]),
+        ] {
+            assert_eq!(occurrences(schedule, "2026-01-14T11:30:00Z", 3), wanted, "{schedule}");
+        }
+    }
+
+    #[test]
+    fn an_hour_that_clocks_skip_is_made_up_for_as_soon_as_it_is_over() {
+        for (schedule, wanted) in [
+            ("30 2 * * *", ["03-28 02:30 CET", "03-29 03:00 CEST", "03-30 02:30 CEST"]),
+            ("30 2,14 * * *", ["03-28 02:30 CET", "03-28 14:30 CET", "03-29 03:00 CEST"]),
+            ("0 2 * * SUN", ["03-29 03:00 CEST", "04-05 02:00 CEST", "04-12 02:00 CEST"]),
+        ] {
+            assert_eq!(occurrences(schedule, "2026-03-27T23:00:00Z", 3), wanted, "{schedule}");
+        }
+        assert_eq!(occurrences("0 * * * *", "2026-03-29T00:00:00Z", 2), ["03-29 03:00 CEST", "03-29 04:00 CEST"]);
+    }
+
+    #[test]
+    fn an_hour_that_comes_twice_has_one_run_unless_all_hours_have_one() {
+        for (schedule, wanted) in [
+            ("30 2 * * *", ["10-25 02:30 CEST", "10-26 02:30 CET", "10-27 02:30 CET"]),
+            ("30 2,14 * * *", ["10-25 02:30 CEST", "10-25 14:30 CET", "10-26 02:30 CET"]),
+            ("0 * * * *", ["10-25 00:00 CEST", "10-25 01:00 CEST", "10-25 02:00 CEST"]),
+        ] {
+            assert_eq!(occurrences(schedule, "2026-10-24T21:00:00Z", 3), wanted, "{schedule}");
+        }
+        assert_eq!(occurrences("0 * * * *", "2026-10-25T00:30:00Z", 2), ["10-25 02:00 CET", "10-25 03:00 CET"]);
+        // From within the second 2:30 there is no third.
+        assert_eq!(occurrences("30 2 * * *", "2026-10-25T01:30:00Z", 1), ["10-26 02:30 CET"]);
+    }
+
+    #[test]
+    fn what_never_comes_or_too_often_is_refused_with_what_to_write() {
+        for (text, why) in [
+            ("", "has 0 fields"),
+            ("0 2 * *", "has 4 fields"),
+            ("0 0 2 * * *", "has 6 fields"),
+            ("@dayly", "did you mean @daily?"),
+            ("@reboot", "is not a schedule"),
+            ("0 25 * * *", "is not a schedule"),
+            ("0 2 * * funday", "is not a schedule"),
+            ("0 0 30 2 *", "there is no such day"),
+            ("0 0 31 2,4,6,9,11 *", "there is no such day"),
+            ("* * * * *", "every 5 minutes"),
+            ("*/4 * * * *", "every 5 minutes"),
+            ("0,3 2 * * *", "every 5 minutes"),
+            ("58,1 0,23 * * *", "every 5 minutes"),
+        ] {
+            let said = Schedule::parse(text).expect_err(text);
+            assert!(said.contains(why), "{text}: {said}");
+        }
+        for text in ["*/5 * * * *", "0 0 29 2 *", "58,1 0,23 1 * *", "0 2 1 * MON", "0 0 1 1 *"] {
+            assert!(Schedule::parse(text).is_ok(), "{text}: {:?}", Schedule::parse(text));
+        }
+    }
+
+    #[test]
+    fn a_period_is_how_old_a_success_may_be() {
+        const HOUR: u64 = 3600;
+        for (schedule, moment, hours) in [
+            ("0 2 * * *", "2026-01-14T11:30:00Z", 24),
+            ("0 * * * *", "2026-01-14T11:30:00Z", 1),
+            // Monday: the success may be Friday's, and Tuesday at noon it may not.
+            ("0 2 * * 1-5", "2026-01-12T12:00:00Z", 72),
+            ("0 2 * * 1-5", "2026-01-14T12:00:00Z", 24),
+            // At the occurrence itself, the one before may be all there is.
+            ("0 2 * * 1-5", "2026-01-12T01:00:00Z", 72),
+            ("0 2 1 * *", "2026-02-10T12:00:00Z", 31 * 24),
+            // The night on which clocks go back is 25 hours long.
+            ("0 2 * * *", "2026-10-25T12:00:00Z", 25),
+            ("0 12,13 * * *", "2026-01-14T11:30:00Z", 23),
+        ] {
+            let period = Schedule::parse(schedule).expect(schedule).period(at(moment), &paris());
+            assert_eq!(period, Duration::from_secs(hours * HOUR), "{schedule} {moment}");
+        }
+        let far = Schedule::parse("0 2 * * *").expect("fine");
+        for end in [Timestamp::MIN, Timestamp::MAX] {
+            assert!(far.period(end, &paris()) >= Duration::from_secs(60));
+        }
+    }
+
+    #[test]
+    fn windows_open_and_close() {
+        let zone = paris();
+        let night = Window::parse("22:00-06:00").expect("fine");
+        for (moment, wanted) in [
+            ("2026-01-14T20:59:59Z", "2026-01-14T21:00:00Z"),
+            ("2026-01-14T21:00:00Z", "2026-01-14T21:00:00Z"),
+            ("2026-01-15T04:59:59Z", "2026-01-15T04:59:59Z"),
+            ("2026-01-15T05:00:00Z", "2026-01-15T21:00:00Z"),
+        ] {
+            assert_eq!(night.moved(at(moment), &zone), at(wanted), "{moment}");
+        }
+        assert_eq!(night.end(at("2026-01-14T21:30:00Z"), &zone), at("2026-01-15T05:00:00Z"));
+        let day = Window::parse("2-3").expect("fine");
+        // Its hour is the one that this day does not have: it opens on the next.
+        assert_eq!(day.moved(at("2026-03-28T12:00:00Z"), &zone), at("2026-03-30T00:00:00Z"));
+        for text in ["", "22", "22:00", "22:00-22:00", "25-3", "22:60-3", "-1-3", "a-b", "022:00-3"] {
+            assert!(Window::parse(text).is_err(), "{text}");
+        }
+        assert_eq!(Window::parse("20-24"), Window::parse("20:00-00:00"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_text_is_a_schedule_that_comes_or_is_refused(
+            text in "\\PC{0,24}|([0-9*/,-]{1,5} ){4}[0-9*/,#L-]{1,4}|@[a-z]{0,8}",
+            second in 0i64..4_000_000_000,
+        ) {
+            let after = Timestamp::from_second(second).expect("in range");
+            match Schedule::parse(&text) {
+                Err(said) => prop_assert!(!said.is_empty()),
+                Ok(schedule) => {
+                    let zone = paris();
+                    let next = schedule.next(after, &zone).expect("it comes");
+                    prop_assert!(next > after);
+                    let following = schedule.next(next, &zone).expect("and again");
+                    prop_assert!(following > next);
+                    prop_assert!(schedule.previous(next, &zone).is_none_or(|previous| previous <= after), "{text}");
+                }
+            }
+        }
+
+        /// A moment is moved to the next one that is within, and by less than a day and an hour.
+        #[test]
+        fn what_is_moved_is_within(from in 0i8..24, to in 0i8..24, second in 1_600_000_000i64..1_900_000_000) {
+            prop_assume!(from != to);
+            let (window, zone) = (Window::parse(&format!("{from}-{to}")).expect("fine"), paris());
+            let moment = Timestamp::from_second(second).expect("in range");
+            let moved = window.moved(moment, &zone);
+            prop_assert!(moved >= moment && moved.duration_since(moment) <= SignedDuration::from_hours(47));
+            prop_assert!(window.end(moved, &zone) > moved);
+            prop_assert!(window.contains(moved, &zone), "{moved}");
+        }
+    }
 }

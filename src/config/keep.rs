@@ -52,8 +52,12 @@ impl Keep {
                 rest = after;
                 continue;
             }
-            let [second, after @ ..] = after else { return Err(format!("`{}` is half of something; {EXAMPLE}", brief(first))) };
-            let (number, kind) = if first.bytes().all(|byte| byte.is_ascii_digit()) { (first, second) } else { (second, first) };
+            let is_number = first.bytes().all(|byte| byte.is_ascii_digit());
+            let [second, after @ ..] = after else {
+                let lacks = if is_number { "of what" } else { "how many" };
+                return Err(format!("`{}` does not say {lacks}; {EXAMPLE}", brief(first)));
+            };
+            let (number, kind) = if is_number { (first, second) } else { (second, first) };
             let count = number.parse::<u32>().ok().filter(|count| *count <= MOST);
             let count = count.ok_or_else(|| format!("`{}` is not a number from 0 to {MOST}; {EXAMPLE}", brief(number)))?;
             let at = WORDS.iter().position(|words| words.contains(&kind.as_str())).ok_or_else(|| unknown(kind))?;
@@ -189,8 +193,8 @@ mod tests {
         for (text, why) in [
             ("", "keeps nothing"),
             ("0d,0w", "keeps nothing"),
-            ("7", "half of something"),
-            ("forever", "half of something"),
+            ("7", "does not say of what"),
+            ("forever", "does not say how many"),
             ("7 dayly", "did you mean `daily`?"),
             ("7x", "no kind of archive"),
             ("7d,3d", "twice"),

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::given::Given;
 use super::{
     AccessLogFormat, Challenge, Config, DefaultCertificate, DnsProvider, Profile, ProxyProtocol, Scheme, ServerTiming, TraceTrust,
-    TsigAlgorithm, auth, backup, dns, issuer, ldap, notify,
+    TsigAlgorithm, auth, backup, dns, issuer, ldap, notify, target,
 };
 use crate::diagnostic::{Diagnostic, brief, nearest};
 use crate::label::{SismicsAuth, Value, bytes as label_bytes, duration as label_duration};
@@ -173,7 +173,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("ldap.pool-size", |c, g| put(&mut c.ldap.pool_size, number(g, 1..=64))),
     Setting::new("ldap.page-size", |c, g| put(&mut c.ldap.page_size, number(g, 1..=10_000))),
     Setting::new("ldap.referrals", |c, g| put(&mut c.ldap.referrals, ldap::servers(g))),
-    Setting::new("backup.targets", |c, g| put(&mut c.backup.targets, backup::targets(g))),
+    Setting::new("backup.targets", |c, g| put(&mut c.backup.targets, target::targets(g))),
     Setting::new("backup.require-key-export", |c, g| put(&mut c.backup.require_key_export, flag(g))),
     Setting::new("backup.passphrase-file", |c, g| put(&mut c.backup.passphrase_file, backup::path(g))),
     Setting::new("backup.schedule", |c, g| put(&mut c.backup.schedule, backup::schedule(g))),

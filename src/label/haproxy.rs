@@ -57,7 +57,7 @@ pub const LABELS: &[Meaning] = &[
     Meaning { label: "backup.post", native: "backup-post", about: "A command in the container after that." },
     Meaning { label: "backup.on-error", native: "backup-on-error", about: "Whether the volume is saved when `backup.pre` fails." },
     Meaning { label: "backup.timeout", native: "backup-timeout", about: "For one run, everything included." },
-    Meaning { label: backup::VOLUMES, native: "", about: "On a service: any of these for one of its volumes." },
+    Meaning { label: backup::VOLUMES, native: "backup-KEY, of that volume", about: "On a service: any of these, for one of its volumes." },
 ];
 
 /// Does a label (in lower case) belong to this dialect, known or not?
