@@ -102,7 +102,7 @@ async fn to_directory(chosen: &Chosen<'_>, paths: &[String], args: &ExtractArgs,
     let wanted: &[String] = if all { &[] } else { paths };
     let bar = Bar::new(None);
     let sink = bar.sink();
-    let placed = place(chosen, wanted, &moves, args.force, &args.to, &sink, &repositories.stop).await;
+    let placed = place(chosen, wanted, &moves, args.force, &args.to, (&sink, &repositories.stop)).await;
     bar.clear();
     let (files, warnings) = placed?;
     let whence = chosen.archive.at.map(crate::backup::listing::clock).unwrap_or_default();
@@ -137,8 +137,7 @@ pub(super) async fn place(
     moves: &[(PathBuf, PathBuf)],
     force: bool,
     to: &Path,
-    sink: &Sink,
-    stop: &CancellationToken,
+    (sink, stop): (&Sink, &CancellationToken),
 ) -> Result<(u64, Vec<String>), Failure> {
     let (reader, archive) = (&chosen.opened.reader, &chosen.archive.name);
     sink(Progress::Phase { text: format!("reading the list of {archive}") });

@@ -107,7 +107,7 @@ async fn into_directory(args: &Args, repositories: &Repositories, chosen: &Chose
         true => straight(chosen, &directory, &sink, repositories).await,
         false if args.force => {
             let moves = [(PathBuf::new(), directory.clone())];
-            extract::place(chosen, &[], &moves, true, &directory, &sink, &repositories.stop).await
+            extract::place(chosen, &[], &moves, true, &directory, (&sink, &repositories.stop)).await
         }
         false => Err(Failure::said(format!("{} is not empty: name another directory, or --force", directory.display()))),
     };

@@ -95,7 +95,7 @@ async fn from_nothing_but_repository_and_passphrase() {
         let skep = |words: &[&str]| {
             let mut command = bare(&["backup"]);
             command.args(words).args(["--repository", &location, "--passphrase-file", &passphrase]).current_dir(home.path());
-            command.env("SKEP_BACKUP_BORG", &program);
+            command.env("SKEP_BACKUP_BORG", &place.config.borg);
             Said::of(&mut command)
         };
 
