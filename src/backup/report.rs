@@ -112,11 +112,25 @@ pub fn line(text: &str) -> Line {
         }
         Spoken::LogMessage { levelname, message, msgid } => match levelname.as_str() {
             "WARNING" => Line::Message(Message { is_error: false, id: msgid.unwrap_or_default(), text: short(&message) }),
-            "ERROR" | "CRITICAL" => Line::Message(Message { is_error: true, id: msgid.unwrap_or_default(), text: short(&message) }),
+            "ERROR" | "CRITICAL" => {
+                Line::Message(Message { is_error: true, id: msgid.unwrap_or_default(), text: short(essence(&message)) })
+            }
             _ => Line::Other,
         },
         _ => Line::Other,
     }
+}
+
+/// Of a traceback the line that says what happened: the last one that names an exception. What follows it tells of the machine.
+fn essence(text: &str) -> &str {
+    if !text.contains("Traceback (most recent call last)") {
+        return text;
+    }
+    let names_one = |line: &&str| {
+        let name = line.split(':').next().unwrap_or_default();
+        line.contains(": ") && (name.ends_with("Error") || name.ends_with("Exception")) && !name.contains(' ')
+    };
+    text.lines().rev().find(names_one).unwrap_or(text)
 }
 
 fn short(text: &str) -> String {
@@ -473,6 +487,13 @@ mod tests {
         ] {
             assert_eq!(ended(code, &messages, false).err().map(|failure| failure.kind), wanted, "{code:?} {messages:?}");
         }
+    }
+
+    #[test]
+    fn a_traceback_is_told_by_what_it_is_about() {
+        let text = "Local Exception\nTraceback (most recent call last):\n  File \"x.py\", line 3, in main\n    f()\nNotADirectoryError: [Errno 20] Not a directory: '/srv/x'\n\nPlatform: Linux vm\nPID: 3  CWD: /\n";
+        assert_eq!(essence(text), "NotADirectoryError: [Errno 20] Not a directory: '/srv/x'");
+        assert_eq!(essence("Repository /r does not exist."), "Repository /r does not exist.");
     }
 
     #[test]

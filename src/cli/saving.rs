@@ -15,7 +15,7 @@ use crate::backup::plan::repository;
 use crate::backup::runner::Runner;
 use crate::backup::standing::{Facts, Report, Standing, State, long, standing};
 use crate::backup::{Job, Reason, Run, Stats, Subject, Task, Verdict as Ended, trial};
-use crate::diagnostic::render;
+use crate::diagnostic::{Diagnostic, Severity, render};
 
 use super::bar::Bar;
 use super::desk::Desk;
@@ -72,7 +72,7 @@ pub(super) fn run(args: &RunArgs) -> Outcome {
     let config = args.config.read_aloud()?;
     on_all_threads(async {
         let desk = Desk::open(config).await?;
-        tell_findings(&desk);
+        tell_findings(&desk, Severity::Warning);
         let jobs = jobs(&desk, args).await?;
         if jobs.is_empty() {
             return nothing(&desk, args);
@@ -266,7 +266,7 @@ pub(super) fn plan(args: &PlanArgs) -> Outcome {
             let rows: Vec<Vec<String>> = desk.survey.unprotected.iter().map(|entry| vec![entry.what.clone(), entry.why.clone()]).collect();
             output::print(&format!("\nnot protected:\n{}", output::aligned(&rows, 2)))?;
         }
-        tell_findings(&desk);
+        tell_findings(&desk, Severity::Info);
         Ok(Verdict::Fine)
     })?
 }
@@ -310,7 +310,7 @@ pub(super) fn status(args: &StatusArgs) -> Outcome {
 /// The same without an edge to ask.
 async fn own(config: crate::config::Config) -> Result<Report, Failure> {
     let desk = Desk::open(config).await?;
-    tell_findings(&desk);
+    tell_findings(&desk, Severity::Warning);
     let (jobs, held) = desk.plan().await?;
     Ok(standing(&Facts {
         node: &desk.node,
@@ -378,8 +378,10 @@ fn word(task: Task) -> &'static str {
     }
 }
 
-fn tell_findings(desk: &Desk) {
-    if !desk.survey.findings.is_empty() {
-        output::note(render(&desk.survey.findings, output::color_on_stderr()).trim_end());
+/// What is wrong from this weight on.
+fn tell_findings(desk: &Desk, least: Severity) {
+    let findings: Vec<Diagnostic> = desk.survey.findings.iter().filter(|finding| finding.severity >= least).cloned().collect();
+    if !findings.is_empty() {
+        output::note(render(&findings, output::color_on_stderr()).trim_end());
     }
 }

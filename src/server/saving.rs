@@ -25,7 +25,7 @@ use crate::backup::standing::{self, Doing, Facts, Report, standing};
 use crate::backup::survey::{Survey, survey};
 use crate::backup::{Job, Progress, Run, Runs, Sink, Subject, Task, Verdict, room, trial};
 use crate::config::Config;
-use crate::diagnostic::render;
+use crate::diagnostic::{Severity, render};
 use crate::state::Live;
 use crate::store::{self, Store};
 use crate::telemetry::backup::BackupsNow;
@@ -250,8 +250,10 @@ impl Saving {
         self.courier.get_or_insert_with(|| courier(&self.node));
         let findings = render(&self.survey.findings, false);
         if findings != self.findings {
-            if !findings.is_empty() {
-                tracing::warn!("backups:\n{}", findings.trim_end());
+            match self.survey.findings.iter().map(|finding| finding.severity).max() {
+                Some(Severity::Info) => tracing::info!("backups:\n{}", findings.trim_end()),
+                Some(_) => tracing::warn!("backups:\n{}", findings.trim_end()),
+                None => {}
             }
             self.findings = findings;
         }
