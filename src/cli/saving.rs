@@ -15,6 +15,7 @@ use crate::backup::plan::repository;
 use crate::backup::runner::Runner;
 use crate::backup::standing::{Facts, Report, Standing, State, long, standing};
 use crate::backup::{Job, Reason, Run, Stats, Subject, Task, Verdict as Ended, trial};
+use crate::config::notify;
 use crate::diagnostic::{Diagnostic, Severity, render};
 
 use super::bar::Bar;
@@ -292,6 +293,7 @@ fn planned(jobs: &[Job], now: Timestamp) -> String {
 
 pub(super) fn status(args: &StatusArgs) -> Outcome {
     let config = args.config.read_aloud()?;
+    let unheard = notify::unheard(&config);
     let edge = args.admin.or(config.admin.listen);
     let told = edge.and_then(|address| ask::get(address, "/backups", QUICK).ok()).filter(|(status, _)| *status == 200);
     let told = told.and_then(|(_, body)| serde_json::from_slice::<Report>(&body).ok()).filter(|report| report.at.is_some());
@@ -303,6 +305,9 @@ pub(super) fn status(args: &StatusArgs) -> Outcome {
     match args.json {
         true => output::json(&report)?,
         false => output::print(&table(&report))?,
+    }
+    if let Some(finding) = unheard {
+        output::note(render(&[finding], output::color_on_stderr()).trim_end());
     }
     Ok(if bad(&report) > 0 { Verdict::Wrong } else { Verdict::Fine })
 }

@@ -25,6 +25,7 @@ use crate::backup::standing::{self, Doing, Facts, Report, standing};
 use crate::backup::survey::{Survey, survey};
 use crate::backup::{Job, Progress, Run, Runs, Sink, Subject, Task, Verdict, room, trial};
 use crate::config::Config;
+use crate::config::notify::unheard;
 use crate::diagnostic::{Severity, render};
 use crate::state::Live;
 use crate::store::{self, Store};
@@ -160,6 +161,9 @@ impl Saving {
     }
 
     async fn work(&mut self) {
+        if let Some(finding) = unheard(&self.config) {
+            tracing::warn!("{}", render(&[finding], false).trim_end());
+        }
         self.duty = Some(self.duty().await);
         let shelf = self.shelf().await;
         match store::read::<Told>(&*self.store, TOLD).await {

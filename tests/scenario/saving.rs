@@ -963,7 +963,10 @@ async fn what_would_be_done_is_told_and_not_done() {
         .runner
         .outline(&saving.job, Some(&saving.subject))
         .into_iter()
-        .map(|(step, command)| format!("{step}\n  {}", command.map(|command| command.to_string()).unwrap_or_default()))
+        .map(|(step, command)| {
+            let lines = command.map(|command| format!("{command}\n  {}", command.environment().join("\n  ")));
+            format!("{step}\n  {}", lines.unwrap_or_default())
+        })
         .collect();
     let text = text.join("\n");
     for part in ["save the volume's files\n  cd ", ".unproven .", "BORG_PASSCOMMAND=", "prune --keep-daily=7", "\nfree the space"] {
