@@ -39,7 +39,7 @@ pub mod standing;
 pub mod step;
 pub mod survey;
 pub mod trial;
-mod trouble;
+pub mod trouble;
 pub mod unlock;
 mod user;
 pub mod vault;
@@ -199,7 +199,22 @@ pub struct Run {
     pub warnings: Vec<String>,
     pub more_warnings: u64,
     pub stats: Stats,
+    /// `None`: it did not get as far as counting.
+    #[serde(default)]
+    pub census: Option<Census>,
     pub reason: Reason,
+}
+
+/// How many archives a volume has in a repository: those that go without our doing are missed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Census {
+    /// What the last run that counted at its end had left; `None`: there was none.
+    pub expected: Option<u64>,
+    /// Before anything was done.
+    pub found: u64,
+    /// At the end, after pruning; `None`: it did not get there.
+    pub left: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -273,6 +288,7 @@ impl Run {
             warnings: Vec::new(),
             more_warnings: 0,
             stats: Stats::default(),
+            census: None,
             reason: job.reason,
         }
     }
@@ -286,6 +302,19 @@ impl Run {
 pub const REMEMBERED: usize = 50;
 
 impl Series {
+    /// How many archives the last run that counted left in a repository.
+    pub fn left(&self, repository: &Repository) -> Option<u64> {
+        let latest_first = self.runs.iter().rev().chain(&self.success).filter(|run| run.repository == *repository);
+        latest_first.filter_map(|run| run.census?.left).next()
+    }
+
+    /// What the last run that counted before it began missed: how many there were to be, and how many there were.
+    pub fn missed(&self, repository: &Repository) -> Option<(u64, u64)> {
+        let latest_first = self.runs.iter().rev().filter(|run| run.repository == *repository);
+        let census = latest_first.filter_map(|run| run.census).next()?;
+        census.expected.map(|expected| (expected, census.found))
+    }
+
     /// The same with `run` as its latest.
     pub fn with(mut self, run: Run) -> Series {
         self.since.get_or_insert(run.began);
@@ -354,6 +383,7 @@ mod tests {
             warnings: Vec::new(),
             more_warnings: 0,
             stats: Stats::default(),
+            census: None,
             reason: Reason::Scheduled,
         };
         let mut series = Series::default().with(run(Verdict::Good));

@@ -29,6 +29,7 @@ mod saving;
 mod settings;
 mod snapshot;
 mod source;
+mod standings;
 mod tether;
 mod upgrade;
 mod user;

@@ -50,9 +50,10 @@ impl Clock {
         next: &dyn Fn(Timestamp) -> Option<Timestamp>,
     ) -> Option<(Timestamp, Reason)> {
         let last = series.and_then(|series| self.last(series));
+        let is_set_back = last.is_none() && series.is_some_and(|series| !series.runs.is_empty());
         let since = series.and_then(|series| series.since).filter(|since| self.may_be(*since));
         let anchor = last.map(|run| run.began).or(since).or(born.filter(|born| self.may_be(*born)));
-        let Some(anchor) = anchor else { return Some(self.late(self.now, Reason::CaughtUp)) };
+        let Some(anchor) = anchor.filter(|_| !is_set_back) else { return Some(self.late(self.now, Reason::CaughtUp)) };
         let occurrence = next(anchor.min(self.now))?;
         let due = self.spread(occurrence, next(occurrence), seed);
         if let Some(again) = last.and_then(|run| self.again(run)).filter(|(at, _)| *at < due) {
@@ -65,9 +66,10 @@ impl Clock {
         })
     }
 
-    /// The latest run that this clock can have seen. Runs that a clock which was ahead has left behind must not stop all that come.
+    /// The latest run, if this clock can have seen it. One from the future says that the clock was set back since: then nobody knows how
+    /// long ago the runs before it were, and none of them may stand for one that is to come.
     fn last<'a>(&self, series: &'a Series) -> Option<&'a Run> {
-        series.runs.iter().rev().chain(&series.success).find(|run| self.may_be(run.began))
+        series.runs.last().or(series.success.as_ref()).filter(|run| self.may_be(run.began))
     }
 
     fn may_be(&self, at: Timestamp) -> bool {

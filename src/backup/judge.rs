@@ -119,6 +119,7 @@ mod tests {
                 warnings: Vec::new(),
                 more_warnings: 0,
                 stats: Stats { files: *files, original: *original, ..Stats::default() },
+                census: None,
                 reason: Reason::Scheduled,
             })
         })

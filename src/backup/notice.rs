@@ -329,7 +329,7 @@ pub(crate) mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::backup::standing::tests::{DAY, HOUR, Node, held, job, location, noon, run, save};
+    use crate::backup::standing::tests::{DAY, HOUR, Node, held, job, missed, noon, run, save};
     use crate::backup::{Reason, Run, Task};
 
     /// A story told report by report; what is said keeps between them as over a restart.
@@ -464,10 +464,7 @@ pub(crate) mod tests {
             node.free.insert("offsite".into(), 1);
             node
         };
-        let lost = |mut node: Node| {
-            node.archives.insert(location(), (40, 2));
-            node
-        };
+        let lost = |node: Node| node.ran(missed("db", 40, 2));
         let hold = |mut node: Node| {
             node.held.push(held());
             node

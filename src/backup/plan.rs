@@ -299,6 +299,7 @@ pub(super) mod tests {
             warnings: Vec::new(),
             more_warnings: 0,
             stats: Stats::default(),
+            census: None,
             reason,
         }
     }
@@ -393,9 +394,11 @@ pub(super) mod tests {
         let config = plain();
         let good = |began| run(&config, Task::Save, began, Verdict::Good, Scheduled);
         for (runs, now, due, reason) in [
-            // A year ahead, and no run before: as if there were none.
-            (vec![good("2027-02-01T02:00:00Z")], "2026-02-01T02:10:00Z", "2026-01-11T02:00:00Z", CaughtUp),
-            (vec![good("2026-01-31T02:00:00Z"), good("2027-02-01T02:00:00Z")], "2026-01-31T03:00:00Z", "2026-02-01T02:00:00Z", Scheduled),
+            // Nobody knows how long ago the runs before it were: the volume is saved at once.
+            (vec![good("2027-02-01T02:00:00Z")], "2026-02-01T02:10:00Z", "2026-02-01T02:10:00Z", CaughtUp),
+            (vec![good("2026-01-31T02:00:00Z"), good("2027-02-01T02:00:00Z")], "2026-01-31T03:00:00Z", "2026-01-31T03:00:00Z", CaughtUp),
+            // Since then it was.
+            (vec![good("2027-02-01T02:00:00Z"), good("2026-01-31T03:00:00Z")], "2026-01-31T04:00:00Z", "2026-02-01T02:00:00Z", Scheduled),
             // The clock was set by a few seconds.
             (vec![good("2026-02-01T02:00:09Z")], "2026-02-01T02:00:02Z", "2026-02-02T02:00:00Z", Scheduled),
         ] {

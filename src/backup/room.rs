@@ -1,11 +1,16 @@
 //! What is looked at on this node's disks before a run begins: the volume's files, and the room at a target that is a directory. A dead
 //! file server makes such looks hang, so they have an end.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use super::Subject;
 use super::judge::size;
+use super::step::is_local;
+use crate::config;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -45,8 +50,15 @@ pub async fn free(location: &str, bytes: u64) -> Result<(), String> {
     }
 }
 
+/// Free bytes of the targets that are directories, by their names; those that nobody knows of are missing.
+pub async fn of_targets(config: &config::Backup) -> BTreeMap<String, u64> {
+    let directories = config.targets.iter().filter(|target| is_local(&target.location));
+    let asked = directories.map(|target| async { Some((target.name.clone(), available(&target.location).await?)) });
+    join_all(asked).await.into_iter().flatten().collect()
+}
+
 /// Free bytes where `location` is or will be; `None`: nobody knows.
-pub async fn available(location: &str) -> Option<u64> {
+async fn available(location: &str) -> Option<u64> {
     asked(location).await?.ok()
 }
 

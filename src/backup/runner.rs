@@ -17,7 +17,7 @@ use super::quiet::{Quieted, SETTLE, quiesce};
 use super::shelf::{Dead, Journal, Shelf};
 use super::step::{Hook, Quiet, Step, steps};
 use super::vault::{Account, Vault};
-use super::{Job, OnError, Progress, Run, Series, Sink, Subject, Verdict, archive, command, feed, keys, room, step, unlock};
+use super::{Census, Job, OnError, Progress, Run, Series, Sink, Subject, Verdict, archive, command, feed, keys, room, step, unlock};
 use crate::config;
 use crate::store::Store;
 
@@ -105,6 +105,7 @@ impl Runner {
             warnings: Vec::new(),
             more_warnings: 0,
             stats: super::Stats::default(),
+            census: None,
             reason: job.reason,
         };
         let what = job.volume.as_deref().unwrap_or(&job.repository.name);
@@ -117,7 +118,7 @@ impl Runner {
                 let (journal, account) = work.end();
                 run.verdict = judgement.verdict;
                 run.message = judgement.reasons.join("; ");
-                (run.archive, run.stats) = (account.archive, account.stats);
+                (run.archive, run.stats, run.census) = (account.archive, account.stats, account.census);
                 (run.warnings, run.more_warnings) = (account.warnings, account.more_warnings);
                 close(journal).await;
             }
@@ -285,7 +286,10 @@ impl Work<'_> {
         }
         match (failure, state.judgement) {
             (Some(why), _) => Err(why),
-            (None, Some(judgement)) => Ok(self.summed(judgement)),
+            (None, Some(judgement)) => {
+                self.count().await;
+                Ok(self.summed(judgement))
+            }
             (None, None) => Err("it ended before the archive was looked at".to_owned()),
         }
     }
@@ -301,7 +305,11 @@ impl Work<'_> {
         }
         match step {
             Step::FreeSpace { location, bytes } => room::free(location, *bytes).await,
-            Step::Init => self.vault.init(&mut self.account).await,
+            Step::Init => {
+                let found = self.vault.init(&mut self.account).await?;
+                self.account.census = Some(Census { expected: state.before.left(&self.job.repository), found, left: None });
+                Ok(())
+            }
             Step::Pre(hook) => {
                 state.is_prepared = true;
                 match (self.hook(&state.engine, hook, self.vault.left(), self.stop).await, state.subject.settings.on_error) {
@@ -358,6 +366,16 @@ impl Work<'_> {
                 Ok(())
             }
             Step::CheckRepository | Step::CheckArchives | Step::VerifyData { .. } => Ok(()),
+        }
+    }
+
+    /// What is left for the next run to find.
+    async fn count(&mut self) {
+        let counted = self.vault.count(&mut self.account).await;
+        match (counted, &mut self.account.census) {
+            (Ok(left), Some(census)) => census.left = Some(left),
+            (Ok(_), None) => {}
+            (Err(why), _) => self.account.warn(self.sink, format!("it could not count the archives that are left: {why}")),
         }
     }
 

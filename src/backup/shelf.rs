@@ -426,6 +426,7 @@ mod tests {
             warnings: vec!["ü".repeat(2000); warnings],
             more_warnings: 0,
             stats: Stats::default(),
+            census: None,
             reason: Reason::Asked,
         }
     }

@@ -2,6 +2,7 @@
 //! notices, so that no view can tell another story. What is missing is told as what failed is.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -30,8 +31,6 @@ pub struct Facts<'a> {
     pub held: &'a [Held],
     /// Free bytes by the name of the target, where they can be known.
     pub free: &'a BTreeMap<String, u64>,
-    /// Archives of a repository that were to be there after the last run, and those that are.
-    pub archives: &'a BTreeMap<Repository, (u64, u64)>,
     /// Since when a volume is to be saved to a target, by [`place`]: kept by `Told`, as a volume that was never saved has no run.
     pub seen: &'a BTreeMap<String, Timestamp>,
     pub config: &'a Backup,
@@ -185,9 +184,26 @@ pub struct Keeping {
     /// Free bytes where it lies, and whether that is less than there must be.
     pub free: Option<u64>,
     pub low: bool,
-    /// Archives that were there and those that are, where more are gone than pruning explains.
-    pub lost: Option<(u64, u64)>,
+    /// More archives are gone than pruning explains.
+    pub lost: Option<Lost>,
     pub checks: Vec<Check>,
+}
+
+/// Archives that were there when the last run of their volume ended, and those that the next run found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    pub before: u64,
+    pub now: u64,
+    pub volumes: Vec<String>,
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = self.volumes.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = self.volumes.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        write!(f, "there were {} archives of {named}{more}, and {} are left, though none of our runs deleted them", self.before, self.now)
+    }
 }
 
 /// What [`Facts::seen`] calls a volume at a target; neither name holds a space.
@@ -248,6 +264,8 @@ impl Keeping {
     }
 }
 
+/// Volumes that are called by their names where many are meant.
+const NAMED: usize = 5;
 /// Fewer archives than these can be gone by other means than an accident.
 const FEW: u64 = 4;
 
@@ -326,16 +344,30 @@ fn keeping(facts: &Facts<'_>, target: &str, repository: &Repository) -> Keeping 
     ];
     let held = facts.held.iter().find(|held| held.repository == *repository && held.target == target);
     let free = facts.free.get(target).copied();
-    let lost = facts.archives.get(repository).copied().filter(|(before, now)| before.saturating_sub(*now) >= FEW && now * 2 <= *before);
     Keeping {
         target: target.to_owned(),
         repository: repository.clone(),
         held: held.map(|held| held.why.clone()),
         free,
         low: free.is_some_and(|free| free < config.min_free),
-        lost,
+        lost: lost(facts, target, repository),
         checks: kinds.into_iter().filter_map(|(task, every)| check(facts, task, every, None, target, repository)).collect(),
     }
+}
+
+/// Volumes of which at least half of the archives went without a run of ours.
+fn lost(facts: &Facts<'_>, target: &str, repository: &Repository) -> Option<Lost> {
+    let of_ours = facts.runs.iter().filter(|(key, _)| key.task == Task::Save && key.target == target);
+    let mut lost = None::<Lost>;
+    for (key, series) in of_ours {
+        let Some((before, now)) = series.missed(repository) else { continue };
+        if before.saturating_sub(now) >= FEW && now * 2 <= before {
+            let lost = lost.get_or_insert_default();
+            (lost.before, lost.now) = (lost.before + before, lost.now + now);
+            lost.volumes.push(key.volume.clone());
+        }
+    }
+    lost
 }
 
 #[cfg(test)]
@@ -344,7 +376,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::backup::inventory::Volume;
-    use crate::backup::{Keep, Mode, OnError, Reason, Run, Settings};
+    use crate::backup::{Census, Keep, Mode, OnError, Reason, Run, Settings};
 
     pub const HOUR: u64 = 3600;
     pub const DAY: u64 = 24 * HOUR;
@@ -369,7 +401,6 @@ pub(crate) mod tests {
         pub under_way: Vec<(Job, Option<Progress>)>,
         pub held: Vec<Held>,
         pub free: BTreeMap<String, u64>,
-        pub archives: BTreeMap<Repository, (u64, u64)>,
         pub seen: BTreeMap<String, Timestamp>,
         pub config: Backup,
         pub now: Timestamp,
@@ -394,7 +425,6 @@ pub(crate) mod tests {
                 under_way: Vec::new(),
                 held: Vec::new(),
                 free: BTreeMap::new(),
-                archives: BTreeMap::new(),
                 seen: BTreeMap::new(),
                 config,
                 now: noon(),
@@ -417,7 +447,6 @@ pub(crate) mod tests {
                 under_way: &self.under_way,
                 held: &self.held,
                 free: &self.free,
-                archives: &self.archives,
                 seen: &self.seen,
                 config: &self.config,
                 now: self.now,
@@ -461,8 +490,15 @@ pub(crate) mod tests {
             warnings: if verdict == Verdict::Warning { vec!["file changed".into()] } else { Vec::new() },
             more_warnings: 0,
             stats: Stats { files: 10, original: 1000, compressed: 500, deduplicated: 100 },
+            census: None,
             reason: Reason::Scheduled,
         }
+    }
+
+    /// A good run that found so many archives and not so many.
+    pub fn missed(volume: &str, before: u64, now: u64) -> Run {
+        let census = Some(Census { expected: Some(before), found: now, left: Some(now + 1) });
+        Run { census, ..save(volume, 0, Verdict::Good) }
     }
 
     pub fn save(volume: &str, seconds: u64, verdict: Verdict) -> Run {
@@ -577,8 +613,8 @@ pub(crate) mod tests {
         assert_eq!((node.report().repositories[0].checks.len(), &node.report().volumes[0].drill), (0, &None), "they are off");
         node.config = Backup { targets: node.config.targets, ..Backup::default() };
         node.free.insert("offsite".into(), 5 << 20);
-        node.archives.insert(location(), (20, 10));
         node = node
+            .ran(missed("db", 20, 10))
             .ran(run(Task::CheckRepository, "", 8 * DAY, Verdict::Good, ""))
             .ran(run(Task::CheckArchives, "", 61 * DAY, Verdict::Good, ""))
             .ran(run(Task::VerifyData, "", DAY, Verdict::Failed, "damage"))
@@ -588,11 +624,14 @@ pub(crate) mod tests {
         let states: Vec<_> = keeping.checks.iter().map(|check| (check.task, check.state)).collect();
         let wanted = [(Task::CheckRepository, State::Good), (Task::CheckArchives, State::Overdue), (Task::VerifyData, State::Failed)];
         assert_eq!(states, wanted);
-        assert_eq!((keeping.low, keeping.lost, report.summary.repositories), (true, Some((20, 10)), 1));
+        assert_eq!(
+            (keeping.low, keeping.lost.as_ref(), report.summary.repositories),
+            (true, Some(&Lost { before: 20, now: 10, volumes: vec!["db".into()] }), 1)
+        );
         let drill = report.volumes[0].drill.clone().unwrap();
         assert_eq!((drill.state, drill.last.unwrap().message.as_str()), (State::Failed, "3 files differ"));
         for (before, now, lost) in [(20, 11, false), (3, 0, false), (4, 0, true), (5, 20, false)] {
-            node.archives.insert(location(), (before, now));
+            let node = node.clone().ran(missed("db", before, now));
             assert_eq!(node.report().repositories[0].lost.is_some(), lost, "{before} {now}");
         }
     }

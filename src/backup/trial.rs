@@ -53,6 +53,7 @@ pub async fn drill(runner: &Runner, engine: Option<&Engine>, job: &Job, node: &s
         warnings: Vec::new(),
         more_warnings: 0,
         stats: Stats::default(),
+        census: None,
         reason: job.reason,
     };
     runner.recover().await;

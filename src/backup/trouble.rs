@@ -29,6 +29,11 @@ pub(super) fn troubles(report: &Report) -> Vec<Trouble> {
     volumes.chain(report.repositories.iter().flat_map(of_repository)).collect()
 }
 
+/// What is to be said about a repository, as sentences.
+pub fn complaints(keeping: &Keeping) -> Vec<String> {
+    of_repository(keeping).into_iter().map(|trouble| trouble.about.message).collect()
+}
+
 fn of_volume(standing: &Standing) -> Vec<Trouble> {
     let named = place(&standing.volume, &standing.target);
     let trouble = |kind: Kind, level: Level, mark: String, message: String, muted: bool| Trouble {
@@ -87,9 +92,9 @@ fn of_repository(keeping: &Keeping) -> Vec<Trouble> {
         let free = keeping.free.unwrap_or_default() / (1 << 20);
         found.push(trouble("", Kind::SpaceLow, Level::Warning, String::new(), format!("{free} MiB are free")));
     }
-    if let Some((before, now)) = keeping.lost {
-        let message = format!("there were {before} archives, and {now} are left");
-        found.push(trouble("", Kind::ArchivesLost, Level::Warning, format!("{before} {now}"), message));
+    if let Some(lost) = &keeping.lost {
+        let mark = format!("{} {}", lost.before, lost.now);
+        found.push(trouble("", Kind::ArchivesLost, Level::Warning, mark, lost.to_string()));
     }
     for check in &keeping.checks {
         let told = of_check(check, [Kind::CheckFailed, Kind::CheckOverdue]);

@@ -13,7 +13,7 @@ use super::command::{Access, Command};
 use super::report::{Archives, Failure, Kind};
 use super::runner::Runner;
 use super::step::{Step, command};
-use super::{Job, Progress, Sink, Stats, Subject, keys};
+use super::{Census, Job, Progress, Sink, Stats, Subject, keys};
 
 /// Warnings that a run keeps.
 const MAX_WARNINGS: usize = 100;
@@ -25,6 +25,7 @@ pub struct Account {
     pub stats: Stats,
     pub warnings: Vec<String>,
     pub more_warnings: u64,
+    pub census: Option<Census>,
 }
 
 impl Account {
@@ -115,25 +116,40 @@ impl<'a> Vault<'a> {
         Ok(output)
     }
 
-    /// Makes the repository at its first use. One that had archives and is gone is not made again: its disk may not be mounted.
+    /// Makes the repository at its first use. One that had archives and is gone is not made again: its disk may not be mounted. How many
+    /// archives the volume has in it.
     ///
     /// # Errors
     /// A sentence.
-    pub async fn init(&self, account: &mut Account) -> Result<(), String> {
-        let glob = self.subject.map(|subject| archive::glob(&subject.volume.name, &subject.node));
-        let there = self.ask(&self.access().list_archives(glob.as_deref()), account).await;
-        match there {
-            Ok(_) => Ok(()),
+    pub async fn init(&self, account: &mut Account) -> Result<u64, String> {
+        match self.ask(&self.list(), account).await {
+            Ok(output) => number(&output),
             Err(failure) if failure.kind == Kind::NoRepository => {
                 let runs = self.runner.shelf.runs().await.map_err(|error| error.to_string())?;
                 if runs.values().filter_map(|series| series.success.as_ref()).any(|run| run.repository == self.job.repository) {
                     return Err(format!("{} is not there any more: is its disk mounted?", self.job.repository.location));
                 }
                 // It warns of borg 1.0, and that the key is to be kept, which we say ourselves.
-                self.simply(&Step::Init, &mut Account::default()).await
+                self.simply(&Step::Init, &mut Account::default()).await?;
+                Ok(0)
             }
             Err(failure) => Err(failure.to_string()),
         }
+    }
+
+    /// How many archives the volume has.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub async fn count(&self, account: &mut Account) -> Result<u64, String> {
+        let output = self.ask(&self.list(), account).await.map_err(|failure| failure.to_string())?;
+        number(&output)
+    }
+
+    /// Asks for the archives of the volume that have their final names.
+    fn list(&self) -> Command {
+        let glob = self.subject.map(|subject| archive::glob(&subject.volume.name, &subject.node));
+        self.access().list_archives(glob.as_deref())
     }
 
     /// Makes the archive, by a name that says that nobody has looked at it yet.
@@ -226,6 +242,11 @@ impl<'a> Vault<'a> {
     fn unproven(&self) -> Result<String, String> {
         self.archive.as_deref().map(archive::unproven).ok_or_else(|| "it makes no archive".to_owned())
     }
+}
+
+fn number(output: &Output) -> Result<u64, String> {
+    let told = output.json::<Archives>().map_err(|failure| failure.to_string())?;
+    Ok(told.archives.len() as u64)
 }
 
 /// Which slice of the archives, counted from the newest, it is when: each one once in `slices` periods.

@@ -147,6 +147,7 @@ impl World<'_> {
             warnings: Vec::new(),
             more_warnings: 0,
             stats: Stats::default(),
+            census: None,
             reason: job.reason,
         };
         let series = self.runs.remove(&run.key()).unwrap_or_default();
@@ -332,4 +333,18 @@ fn two_quiet_years_have_their_saves_checks_and_drills() {
     // All slices have their turn, one after the other.
     let slices: Vec<u32> = of(Task::VerifyData).iter().map(|start| super::plan::slice(&start.job, &config).0).collect();
     assert!(slices.windows(2).all(|pair| pair[1] == (pair[0] + 1) % config.verify_slices), "{slices:?}");
+}
+
+/// Runs of a clock that was ahead once stood for those that the clock, set back by less than their distance, came to again.
+#[test]
+fn a_clock_that_is_set_back_a_little_does_not_take_its_old_runs_for_new_ones() {
+    let hours = Some("22:00-06:00".to_owned());
+    let config = Backup { require_key_export: false, window: hours, time_zone: "Europe/Paris".to_owned(), ..config(&["/srv/a"]) };
+    let config = Backup { jitter: std::time::Duration::ZERO, ..config };
+    let subjects = [subject("volume0", "0 3 * * 1-5")];
+    let fate = Fate { seed: 2_662_576_735_942_197_975, days: 29, failing: 0, off_every: 0, off_hours: 62, jumps_every: 7 };
+    let world = live(&config, &subjects, &fate);
+    assert!(world.on.windows(2).any(|eras| (0..48).contains(&eras[0].2.duration_since(eras[1].1).as_hours())), "{:?}", world.on);
+    let schedules = BTreeMap::from([("volume0".to_owned(), Schedule::parse("0 3 * * 1-5").expect("a schedule"))]);
+    judge(&world, &schedules, &config.zone(), config.hours()).expect("all is saved");
 }

@@ -1,6 +1,6 @@
 //! `skep backup`: what is saved of the volumes of this node, and how that goes.
 
-use super::{Outcome, archives, drill, extract, guard, key, restore, saving, tether};
+use super::{Outcome, archives, drill, extract, guard, key, restore, saving, standings, tether};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -31,7 +31,7 @@ enum What {
     /// Keep what opens the repositories in another place
     Key(key::Args),
     /// How the backups of this node stand
-    Status(saving::StatusArgs),
+    Status(standings::StatusArgs),
     /// What will be done and when, and what is not protected
     Plan(saving::PlanArgs),
     /// Save volumes now
@@ -56,7 +56,7 @@ pub(super) fn run(args: Args) -> Outcome {
         What::Drill(args) => drill::drill(&args),
         What::Check(args) => drill::check(&args),
         What::Key(args) => key::run(&args),
-        What::Status(args) => saving::status(&args),
+        What::Status(args) => standings::status(&args),
         What::Plan(args) => saving::plan(&args),
         What::Run(args) => saving::run(&args),
         What::Guard(args) => guard::run(args),

@@ -1,7 +1,5 @@
-//! `skep backup run`, `plan` and `status`: what is saved now, what will be and when, and how it stands.
+//! `skep backup run` and `plan`: what is saved now, what will be and when.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,19 +11,16 @@ use crate::backup::command::Command;
 use crate::backup::engine::Engine;
 use crate::backup::plan::repository;
 use crate::backup::runner::Runner;
-use crate::backup::standing::{Facts, Report, Standing, State, long, standing};
 use crate::backup::{Job, Reason, Run, Stats, Subject, Task, Verdict as Ended, trial};
-use crate::config::notify;
 use crate::diagnostic::{Diagnostic, Severity, render};
 
 use super::bar::Bar;
 use super::desk::Desk;
 use super::settings::ConfigFile;
-use super::{Failure, Outcome, Verdict, ask, on_all_threads, on_one_thread, output};
+use super::{Failure, Outcome, Verdict, on_all_threads, on_one_thread, output};
 
 /// Where nothing is known of a volume's size, it is counted for at most so long.
 const COUNTING: Duration = Duration::from_secs(20);
-const QUICK: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -52,18 +47,6 @@ pub(super) struct RunArgs {
 pub(super) struct PlanArgs {
     #[command(flatten)]
     config: ConfigFile,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct StatusArgs {
-    #[command(flatten)]
-    config: ConfigFile,
-    /// Ask the edge whose admin listener is here [default: as the settings say; without an edge, Docker and what is kept]
-    #[arg(long, value_name = "ADDR")]
-    admin: Option<SocketAddr>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -291,89 +274,7 @@ fn planned(jobs: &[Job], now: Timestamp) -> String {
     output::aligned(&std::iter::once(head).chain(jobs.iter().map(row)).collect::<Vec<_>>(), 0)
 }
 
-pub(super) fn status(args: &StatusArgs) -> Outcome {
-    let config = args.config.read_aloud()?;
-    let unheard = notify::unheard(&config);
-    let edge = args.admin.or(config.admin.listen);
-    let told = edge.and_then(|address| ask::get(address, "/backups", QUICK).ok()).filter(|(status, _)| *status == 200);
-    let told = told.and_then(|(_, body)| serde_json::from_slice::<Report>(&body).ok()).filter(|report| report.at.is_some());
-    let report = match told {
-        Some(report) => report,
-        None if args.admin.is_some() => return Err(Failure::said("no edge answers there")),
-        None => on_one_thread(own(config))??,
-    };
-    match args.json {
-        true => output::json(&report)?,
-        false => output::print(&table(&report))?,
-    }
-    if let Some(finding) = unheard {
-        output::note(render(&[finding], output::color_on_stderr()).trim_end());
-    }
-    Ok(if bad(&report) > 0 { Verdict::Wrong } else { Verdict::Fine })
-}
-
-/// The same without an edge to ask.
-async fn own(config: crate::config::Config) -> Result<Report, Failure> {
-    let desk = Desk::open(config).await?;
-    tell_findings(&desk, Severity::Warning);
-    let (jobs, held) = desk.plan().await?;
-    Ok(standing(&Facts {
-        node: &desk.node,
-        subjects: &desk.survey.subjects,
-        unprotected: &desk.survey.unprotected,
-        config: &desk.config.backup,
-        runs: &desk.runs,
-        jobs: &jobs,
-        under_way: &[],
-        held: &held,
-        free: &BTreeMap::new(),
-        archives: &BTreeMap::new(),
-        seen: &BTreeMap::new(),
-        now: desk.now,
-    }))
-}
-
-/// Who needs somebody.
-fn bad(report: &Report) -> usize {
-    let is_bad = |standing: &&Standing| standing.overdue || matches!(standing.state, State::Failed | State::Overdue | State::Held);
-    report.volumes.iter().filter(is_bad).count()
-}
-
-fn table(report: &Report) -> String {
-    let head = ["VOLUME", "TARGET", "STATE", "LAST GOOD", "SIZE", "FILES", "NEXT (UTC)", "DRILL", "MESSAGE"].map(str::to_owned).to_vec();
-    let row = |standing: &Standing| {
-        let success = standing.success.as_ref();
-        let dash = || "-".to_owned();
-        vec![
-            standing.volume.clone(),
-            standing.target.clone(),
-            standing.state.word().to_owned(),
-            success.map_or_else(dash, |_| ago(standing.age)),
-            success.map_or_else(dash, |success| HumanBytes(success.stats.original).to_string()),
-            success.map_or_else(dash, |success| HumanCount(success.stats.files).to_string()),
-            standing.next.map_or_else(dash, |at| at.strftime("%Y-%m-%d %H:%M").to_string()),
-            standing.drill.as_ref().filter(|drill| drill.last.is_some()).map_or_else(dash, |drill| match drill.state {
-                State::Failed => "FAILED".to_owned(),
-                _ => ago(drill.age),
-            }),
-            standing.message.clone(),
-        ]
-    };
-    let rows: Vec<Vec<String>> = std::iter::once(head).chain(report.volumes.iter().map(row)).collect();
-    let table = if report.volumes.is_empty() { String::new() } else { output::aligned(&rows, 0) + "\n" };
-    let bad = bad(report);
-    let unprotected = match report.unprotected.len() {
-        0 => String::new(),
-        count => format!(", {count} not protected (`skep backup plan` says why)"),
-    };
-    format!("{table}{}, {bad} in need of somebody{unprotected}\n", output::count(report.volumes.len(), "backup"))
-}
-
-fn ago(seconds: Option<u64>) -> String {
-    seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{} ago", long(seconds)))
-}
-
-fn word(task: Task) -> &'static str {
+pub(super) fn word(task: Task) -> &'static str {
     match task {
         Task::Save => "save",
         Task::CheckRepository => "check repository",
@@ -384,7 +285,7 @@ fn word(task: Task) -> &'static str {
 }
 
 /// What is wrong from this weight on.
-fn tell_findings(desk: &Desk, least: Severity) {
+pub(super) fn tell_findings(desk: &Desk, least: Severity) {
     let findings: Vec<Diagnostic> = desk.survey.findings.iter().filter(|finding| finding.severity >= least).cloned().collect();
     if !findings.is_empty() {
         output::note(render(&findings, output::color_on_stderr()).trim_end());

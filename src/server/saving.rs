@@ -1,7 +1,6 @@
 //! Saves the volumes of this node: asks for the plan whenever something happened, begins what is ready, publishes how all of it
 //! stands, and tells who wants to hear. One process of a node has this duty; another one beside it (an upgrade) waits for its end.
 
-use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -345,7 +344,7 @@ impl Saving {
 
     async fn publish(&mut self, remembered: &Remembered) {
         let under_way: Vec<(Job, Option<Progress>)> = self.under_way.iter().map(|under_way| (under_way.job.clone(), None)).collect();
-        let free = self.free().await;
+        let free = room::of_targets(&self.config.backup).await;
         let now = Timestamp::now();
         let report = standing(&Facts {
             node: &self.node,
@@ -356,7 +355,6 @@ impl Saving {
             under_way: &under_way,
             held: &remembered.held,
             free: &free,
-            archives: &BTreeMap::new(),
             seen: self.told.seen(),
             config: &self.config.backup,
             now,
@@ -384,17 +382,6 @@ impl Saving {
         if let Err(error) = store::write(&*self.store, TOLD, &self.told, version.as_ref()).await {
             tracing::warn!("what was told of backups cannot be kept: {error}");
         }
-    }
-
-    /// Free bytes of the targets that are directories.
-    async fn free(&self) -> BTreeMap<String, u64> {
-        let mut free = BTreeMap::new();
-        for target in self.config.backup.targets.iter().filter(|target| target.location.starts_with('/')) {
-            if let Some(bytes) = room::available(&target.location).await {
-                free.insert(target.name.clone(), bytes);
-            }
-        }
-        free
     }
 
     fn trouble(&mut self, why: String) {

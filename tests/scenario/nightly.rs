@@ -146,6 +146,7 @@ impl Node {
             warnings: Vec::new(),
             more_warnings: 0,
             stats: Stats::default(),
+            census: None,
             reason: Reason::Scheduled,
         };
         let (store, _) = Keyed::open(&at.join("state")).unwrap();

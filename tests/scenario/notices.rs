@@ -305,6 +305,7 @@ fn run(verdict: Verdict, at: Timestamp, reason: Reason) -> Run {
         warnings: Vec::new(),
         more_warnings: 0,
         stats: Stats::default(),
+        census: None,
         reason,
     }
 }
@@ -365,7 +366,6 @@ async fn failed_and_missing_backups_are_told_once_again_after_a_day_and_when_the
             under_way: &[],
             held: &[],
             free: &BTreeMap::new(),
-            archives: &BTreeMap::new(),
             seen: before.seen(),
             config: &config,
             now: at(hour),
