@@ -13,7 +13,7 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::command::{Access, Command};
+use super::command::{Access, Command, quoted};
 use super::report::{self, Created, Failure, Kind, Line, MAX_WARNINGS, Message, Version};
 use super::{Progress, Repository, Sink, Stats};
 use crate::config;
@@ -127,7 +127,7 @@ impl Borg {
     ) -> Result<Output, Failure> {
         let mut stdout = Vec::new();
         let mut output = {
-            let (child, from) = self.spawn(command)?;
+            let (child, from, log) = self.spawn(command)?;
             let answer = &mut stdout;
             let reading = async move {
                 let read = from.take(MAX_ANSWER as u64 + 1).read_to_end(answer).await;
@@ -137,7 +137,8 @@ impl Borg {
                     Err(error) => Err(error.to_string()),
                 }
             };
-            drive((child, command.is_check), feed, reading, sink, stop, limit).await?
+            let ended = drive((child, command.is_check), feed, reading, sink, stop, limit).await;
+            log.explain(ended)?
         };
         if let Ok(created) = serde_json::from_slice::<Created>(&stdout) {
             output.stats = created.archive.stats.into();
@@ -159,7 +160,7 @@ impl Borg {
     ) -> Result<Output, Failure> {
         let enough = stop.child_token();
         let mut satisfied = false;
-        let (child, from) = self.spawn(command)?;
+        let (child, from, log) = self.spawn(command)?;
         let (enough_said, satisfied_too) = (enough.clone(), &mut satisfied);
         let reading = async move {
             let mut from = BufReader::new(from);
@@ -174,7 +175,7 @@ impl Borg {
         };
         match drive((child, command.is_check), None, reading, &quiet(), &enough, limit).await {
             Err(failure) if satisfied && failure.kind == Kind::Stopped => Ok(Output::default()),
-            ended => ended,
+            ended => log.explain(ended),
         }
     }
 
@@ -189,7 +190,7 @@ impl Borg {
         stop: &CancellationToken,
         limit: Duration,
     ) -> Result<Output, Failure> {
-        let (child, mut from) = self.spawn(command)?;
+        let (child, mut from, log) = self.spawn(command)?;
         let reading = async move {
             let copied = async {
                 tokio::io::copy(&mut from, to).await?;
@@ -197,11 +198,11 @@ impl Borg {
             };
             copied.await.map_err(|error| error.to_string())
         };
-        drive((child, command.is_check), None, reading, &quiet(), stop, limit).await
+        log.explain(drive((child, command.is_check), None, reading, &quiet(), stop, limit).await)
     }
 
     /// Starts the command; its standard output lives as long as whoever reads it wants.
-    fn spawn(&self, command: &Command) -> Result<(Child, ChildStdout), Failure> {
+    fn spawn(&self, command: &Command) -> Result<(Child, ChildStdout, Log), Failure> {
         let words = match &self.tether {
             Some(program) => {
                 let front = [program.to_string_lossy().into_owned(), "backup".to_owned(), "tether".to_owned(), "--".to_owned()];
@@ -211,6 +212,10 @@ impl Borg {
         };
         let mut process = tokio::process::Command::new(&words[0]);
         process.args(&words[1..]).env_clear().envs(&command.env);
+        let log = Log::new(&self.base);
+        if let Some(rsh) = command.env.get("BORG_RSH") {
+            process.env("BORG_RSH", format!("{rsh} -E {}", quoted(&log.0.to_string_lossy())));
+        }
         process.envs(PASSED_ON.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
         if let Some(directory) = &command.directory {
             process.current_dir(directory);
@@ -228,7 +233,38 @@ impl Borg {
         });
         let mut child = child?;
         let stdout = child.stdout.take().ok_or_else(no_pipes)?;
-        Ok((child, stdout))
+        Ok((child, stdout, log))
+    }
+}
+
+/// What ssh says of itself. borg hands that on only if it reads it before it sees that the connection is gone, so ssh writes it to a file.
+struct Log(PathBuf);
+
+impl Log {
+    fn new(base: &Path) -> Log {
+        Log(base.join("tmp").join(format!("ssh-{:016x}.log", fastrand::u64(..))))
+    }
+
+    /// A connection that was not to be had is told by what ssh had to say.
+    fn explain(&self, ended: Result<Output, Failure>) -> Result<Output, Failure> {
+        ended.map_err(|failure| report::explained(failure, &self.text()))
+    }
+
+    /// Of a bounded length; without ssh there is none.
+    fn text(&self) -> String {
+        let mut text = Vec::new();
+        if let Ok(file) = std::fs::File::open(&self.0) {
+            // What cannot be read explains nothing, and the failure is told all the same.
+            _ = std::io::Read::read_to_end(&mut std::io::Read::take(file, MAX_LINE as u64), &mut text);
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        // Most of the time ssh was not asked for, or had nothing to say.
+        _ = std::fs::remove_file(&self.0);
     }
 }
 

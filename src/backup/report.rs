@@ -235,6 +235,12 @@ pub fn ended(code: Option<i32>, messages: &[Message], is_check: bool) -> Result<
         },
         Some(code) => {
             let kind = messages.iter().rev().find_map(kind).or_else(|| coded(code)).unwrap_or(Kind::Other);
+            // Why a connection was closed is what ssh or the other side said before.
+            let remote =
+                messages.iter().rev().filter(|_| kind == Kind::Unreachable).find_map(|message| message.text.strip_prefix("Remote: "));
+            if let Some(text) = remote {
+                return Err(Failure::new(worded(text).unwrap_or(kind), text.trim_end_matches('.')));
+            }
             let text = match messages.iter().rev().find(|message| self::kind(message) == Some(kind)).or_else(last) {
                 Some(message) => message.text.trim_end_matches('.').to_owned(),
                 None => format!("borg ended with code {code} and said nothing"),
@@ -242,6 +248,15 @@ pub fn ended(code: Option<i32>, messages: &[Message], is_check: bool) -> Result<
             Err(Failure::new(kind, text))
         }
         None => Err(Failure::new(Kind::Killed, "borg was killed")),
+    }
+}
+
+/// A failure to reach a target, with the last thing that ssh said.
+pub fn explained(failure: Failure, log: &str) -> Failure {
+    let last = log.lines().map(str::trim).rfind(|line| !line.is_empty());
+    match last.filter(|_| failure.kind == Kind::Unreachable) {
+        Some(text) => Failure::new(worded(text).unwrap_or(Kind::Unreachable), text.trim_end_matches('.')),
+        None => failure,
     }
 }
 
@@ -478,6 +493,11 @@ mod tests {
                     error("", "Remote: u@h: Permission denied (publickey)."),
                     error("ConnectionClosedWithHint", "Connection closed by remote host."),
                 ],
+                Some(Kind::Refused),
+            ),
+            (
+                Some(2),
+                vec![error("", "Remote: sh: 1: borg: not found"), error("ConnectionClosedWithHint", "Connection closed by remote host.")],
                 Some(Kind::Unreachable),
             ),
             (Some(2), vec![error("PathNotAllowed", "Repository path not allowed: /x")], Some(Kind::Refused)),
@@ -494,6 +514,23 @@ mod tests {
         let text = "Local Exception\nTraceback (most recent call last):\n  File \"x.py\", line 3, in main\n    f()\nNotADirectoryError: [Errno 20] Not a directory: '/srv/x'\n\nPlatform: Linux vm\nPID: 3  CWD: /\n";
         assert_eq!(essence(text), "NotADirectoryError: [Errno 20] Not a directory: '/srv/x'");
         assert_eq!(essence("Repository /r does not exist."), "Repository /r does not exist.");
+    }
+
+    #[test]
+    fn what_ssh_says_explains_why_nobody_was_reached() {
+        let closed = || Failure::new(Kind::Unreachable, "Connection closed by remote host");
+        let log = "Warning: something\r\nu@h: Permission denied (publickey).\r\n\n";
+        let explained = |failure, log| {
+            let failure: Failure = super::explained(failure, log);
+            (failure.kind, failure.message)
+        };
+        assert_eq!(explained(closed(), log), (Kind::Refused, "u@h: Permission denied (publickey)".to_owned()));
+        assert_eq!(
+            explained(closed(), "Timeout, server h not responding."),
+            (Kind::Unreachable, "Timeout, server h not responding".to_owned())
+        );
+        assert_eq!(explained(closed(), "\n"), (Kind::Unreachable, "Connection closed by remote host".to_owned()));
+        assert_eq!(explained(Failure::new(Kind::NoSpace, "full"), log).0, Kind::NoSpace);
     }
 
     #[test]

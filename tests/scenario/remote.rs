@@ -148,7 +148,7 @@ async fn other_paths_other_keys_and_other_hosts_are_refused() {
         let mut config = config::Backup { ssh_key: Some(key), ssh_known_hosts: Some(hosts), ..config::Backup::default() };
         change(&mut config);
         let client = Borg::find(&config, place.directory.path()).await.expect("borg");
-        let command = client.access(&place.repository, Some(&place.passphrase), "r1").init();
+        let command = client.access(&place.repository, Some(&place.passphrase), "r1").list_archives(None);
         client.run(&command, None, &quiet(), &CancellationToken::new(), LIMIT).await.expect_err("refused")
     };
     let refused = with(&|config| config.ssh_key = Some(other.clone())).await;
@@ -166,6 +166,13 @@ async fn a_connection_that_breaks_leaves_no_archive_and_no_lock() {
     let source = Source { files: false, stdin_name: Some("dump/x"), ..place.source() };
     let command = place.access().create(&name(0), Timestamp::now(), "{}", &source);
     let (lock, serving) = (host.repositories().join("n1/lock.exclusive"), host.repositories());
+    // Other bytes each time, so that borg sends them.
+    let endless = stream::unfold((), async |()| {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let mut bytes = vec![0; 1 << 20];
+        fastrand::fill(&mut bytes);
+        Some((Ok(bytes.into()), ()))
+    });
     let cut = async {
         while !lock.exists() {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -173,7 +180,7 @@ async fn a_connection_that_breaks_leaves_no_archive_and_no_lock() {
         // The session's process, not the daemon: as when the line is cut.
         shell(Path::new("/"), &format!("pkill -f -- '[s]erve --append-only --restrict-to-path {}'", serving.display()));
     };
-    let (ended, ()) = tokio::join!(place.feed(&command, Box::pin(stream::pending())), cut);
+    let (ended, ()) = tokio::join!(place.feed(&command, Box::pin(endless)), cut);
     let failure = ended.expect_err("cut");
     assert_eq!(failure.kind, Kind::Unreachable, "{failure}");
 
