@@ -10,7 +10,7 @@ use futures_util::{Stream, StreamExt};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::command::{Access, Command, quoted};
@@ -113,11 +113,30 @@ impl Borg {
         }
     }
 
-    /// Runs `command` to its end and returns what it answered.
+    /// Runs `command` to its end and returns what it answered. Somebody else's lock is waited for.
     ///
     /// # Errors
     /// It failed, took longer than `limit`, was told to stop, or its answer has no bound.
     pub async fn run(
+        &self,
+        command: &Command,
+        mut feed: Option<Feed>,
+        sink: &Sink,
+        stop: &CancellationToken,
+        limit: Duration,
+    ) -> Result<Output, Failure> {
+        let is_fed = feed.is_some();
+        let mut patience = Patience::new(&self.config, limit);
+        loop {
+            match self.once(command, feed.take(), sink, stop, patience.left()).await {
+                // What was streamed into it is gone; it has waited long itself.
+                Err(failure) if !is_fed && patience.lasts(&failure, sink) => {}
+                done => return done,
+            }
+        }
+    }
+
+    async fn once(
         &self,
         command: &Command,
         feed: Option<Feed>,
@@ -158,6 +177,22 @@ impl Borg {
         stop: &CancellationToken,
         limit: Duration,
     ) -> Result<Output, Failure> {
+        let mut patience = Patience::new(&self.config, limit);
+        loop {
+            match self.lines_once(command, each, stop, patience.left()).await {
+                Err(failure) if patience.lasts(&failure, &quiet()) => {}
+                done => return done,
+            }
+        }
+    }
+
+    async fn lines_once(
+        &self,
+        command: &Command,
+        each: &mut (dyn FnMut(&str) -> bool + Send),
+        stop: &CancellationToken,
+        limit: Duration,
+    ) -> Result<Output, Failure> {
         let enough = stop.child_token();
         let mut satisfied = false;
         let (child, from, log) = self.spawn(command)?;
@@ -184,6 +219,22 @@ impl Borg {
     /// # Errors
     /// As [`Borg::run`], or `to` takes no more.
     pub async fn copy(
+        &self,
+        command: &Command,
+        to: &mut (dyn AsyncWrite + Send + Unpin),
+        stop: &CancellationToken,
+        limit: Duration,
+    ) -> Result<Output, Failure> {
+        let mut patience = Patience::new(&self.config, limit);
+        loop {
+            match self.copy_once(command, to, stop, patience.left()).await {
+                Err(failure) if patience.lasts(&failure, &quiet()) => {}
+                done => return done,
+            }
+        }
+    }
+
+    async fn copy_once(
         &self,
         command: &Command,
         to: &mut (dyn AsyncWrite + Send + Unpin),
@@ -234,6 +285,33 @@ impl Borg {
         let mut child = child?;
         let stdout = child.stdout.take().ok_or_else(no_pipes)?;
         Ok((child, stdout, log))
+    }
+}
+
+/// How long somebody else's lock is waited for: borg looks again after a tenth of the time that it is given, so it is given little, and
+/// asked again.
+struct Patience {
+    began: Instant,
+    lock: Duration,
+    limit: Duration,
+    is_told: bool,
+}
+
+impl Patience {
+    fn new(config: &config::Backup, limit: Duration) -> Patience {
+        Patience { began: Instant::now(), lock: config.lock_wait, limit, is_told: false }
+    }
+
+    fn left(&self) -> Duration {
+        self.limit.saturating_sub(self.began.elapsed())
+    }
+
+    fn lasts(&mut self, failure: &Failure, sink: &Sink) -> bool {
+        let lasts = failure.kind == Kind::Locked && self.began.elapsed() < self.lock.min(self.limit);
+        if lasts && !std::mem::replace(&mut self.is_told, true) {
+            sink(Progress::Phase { text: "wait for the lock of somebody else on the repository".to_owned() });
+        }
+        lasts
     }
 }
 

@@ -10,6 +10,9 @@ use super::report::Version;
 use super::{Keep, Repository, archive};
 use crate::config;
 
+/// Seconds for which borg waits for a lock before it is asked again.
+const LOCK_TURN: u64 = 10;
+
 /// A command, ready to be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
@@ -222,7 +225,7 @@ impl Access<'_> {
 
     fn command(&self, what: &str, words: &[&str], rest: impl IntoIterator<Item = String>) -> Command {
         // mount and umount know no --log-json of their own; what they say is text.
-        let common = ["--log-json".to_owned(), "--progress".to_owned(), format!("--lock-wait={}", self.config.lock_wait.as_secs().max(1))];
+        let common = ["--log-json".to_owned(), "--progress".to_owned(), format!("--lock-wait={}", self.lock_wait(words))];
         let common = if what == "umount" { &common[..1] } else { &common[..] };
         let mut all: Vec<String> = self.priority.to_vec();
         all.push(self.config.borg.clone());
@@ -234,6 +237,13 @@ impl Access<'_> {
         all.extend(rest);
         // `key export` is a command of a command: its options come after it.
         Command { words: all, env: self.env(), directory: None, input: false, is_check: false }
+    }
+
+    /// borg looks for a lock again after a tenth of this. Only what is fed by a stream cannot be asked again.
+    fn lock_wait(&self, words: &[&str]) -> u64 {
+        let longest = self.config.lock_wait.as_secs().max(1);
+        let is_fed = words.iter().any(|word| word.starts_with("--stdin-name="));
+        if is_fed { longest } else { longest.min(LOCK_TURN) }
     }
 
     fn env(&self) -> BTreeMap<String, String> {

@@ -179,6 +179,13 @@ async fn a_failed_and_a_missing_backup_are_told_and_so_is_their_end() {
     let standing = edge.until(&node.volume, "good", |standing| standing["state"] == "good").await;
     assert!(standing["success"]["archive"].as_str().unwrap().starts_with(&format!("{}@", node.volume)), "{standing:#}");
     told(&got, "the end of it", |notice| names(notice) && notice["level"] == "success").await;
+    let admin = format!("127.0.0.1:{}", edge.admin);
+    let status = Command::new(SKEP).args(["backup", "status", "--admin", &admin, "--config"]).arg(&node.config).output().unwrap();
+    let shown = String::from_utf8(status.stdout).unwrap();
+    let row = shown.lines().find(|line| line.starts_with(&node.volume)).unwrap_or_else(|| panic!("{shown}"));
+    assert!(row.contains(" good ") && row.contains("0 minutes ago"), "{shown}");
+    let repository = shown.lines().find(|line| line.starts_with(target.to_str().unwrap())).unwrap_or_else(|| panic!("{shown}"));
+    assert!(repository.contains("iB") && repository.contains("not yet"), "{shown}");
     let metrics = edge.get("/metrics").await.unwrap();
     let line = format!("skep_backup_overdue{{volume=\"{}\",target=\"disk\"}} 0", node.volume);
     assert!(metrics.contains(&line), "{line}\n{metrics}");
@@ -190,20 +197,17 @@ async fn two_skeps_on_one_node_save_a_volume_once() {
     let Some(node) = Node::new("twice", &hook).await else { return };
     std::fs::create_dir(node.directory.path().join("target")).unwrap();
     let first = Edge::start(&node.config, &node.log());
+    first.until(&node.volume, "looked at", |standing| standing["volume"] == node.volume.as_str()).await;
     let second = Edge::start(&node.config, &node.log());
-    let deadline = Instant::now() + LONG;
-    let list = || {
-        let output = Command::new(SKEP).args(["backup", "list", "--json", "--config"]).arg(&node.config).output().unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    };
-    while !list().contains(&format!("{}@", node.volume)) {
-        assert!(Instant::now() < deadline, "{}", std::fs::read_to_string(node.log()).unwrap());
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
+    first.until(&node.volume, "good", |standing| standing["state"] == "good").await;
     // Whoever has the duty dies; the other one has it, and finds that nothing is to be done.
     drop(first);
     let standing = second.until(&node.volume, "good", |standing| standing["state"] == "good").await;
     assert_eq!(standing["failures"], 0, "{standing:#}");
+    let list = || {
+        let output = Command::new(SKEP).args(["backup", "list", "--json", "--config"]).arg(&node.config).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
     let archives = list().matches(&format!("\"{}@", node.volume)).count();
     assert_eq!(archives, 1, "{}", list());
 }

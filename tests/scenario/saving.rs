@@ -17,7 +17,7 @@ use skep::backup::journal::Entry;
 use skep::backup::report::Archives;
 use skep::backup::runner::Runner;
 use skep::backup::shelf::Shelf;
-use skep::backup::{Database, Job, Keep, Mode, OnError, Reason, Repository, Run, Settings, Subject, Task, Verdict, dump, keys};
+use skep::backup::{Census, Database, Job, Keep, Mode, OnError, Reason, Repository, Run, Settings, Subject, Task, Verdict, dump, keys};
 use skep::config::{self, Config};
 use skep::store::keyed::Keyed;
 use tokio_util::sync::CancellationToken;
@@ -454,6 +454,26 @@ fn fill(path: &Path) {
 fn same(one: &Path, other: &Path) {
     let diff = Command::new("diff").args(["-r", "--no-dereference"]).args([one, other]).output().unwrap();
     assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn archives_that_vanish_are_missed() {
+    let Some(mut place) = Place::new().await else { return };
+    let (volume, path) = place.volume();
+    std::fs::write(path.join("file"), "x").unwrap();
+    let mut saving = Saving::new(&place, &volume, &path, Mode::Hot).await;
+    saving.subject.settings.keep = Keep { last: 3, ..Keep::default() };
+    for (expected, found, left) in [(None, 0, 1), (Some(1), 1, 2), (Some(2), 2, 3), (Some(3), 3, 3), (Some(3), 3, 3)] {
+        let run = saving.run().await;
+        assert_eq!(run.census, Some(Census { expected, found, left: Some(left) }), "{run:?}");
+    }
+    let passphrase = keys::passphrase(&saving.runner.config, &saving.runner.state).unwrap();
+    saving.ask(&saving.access(&passphrase).delete("*")).await;
+    let run = saving.run().await;
+    assert_eq!(run.census, Some(Census { expected: Some(3), found: 0, left: Some(1) }), "{run:?}");
+    let runs = saving.runner.shelf.runs().await.unwrap();
+    assert_eq!(runs[&saving.job.key()].missed(&saving.job.repository), Some((3, 0)));
+    assert_eq!(runs[&saving.job.key()].left(&saving.job.repository), Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
