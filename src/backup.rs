@@ -12,6 +12,7 @@ pub mod due;
 pub mod dump;
 pub mod engine;
 pub mod exec;
+pub mod execution;
 pub mod feed;
 pub mod guard;
 pub mod inventory;

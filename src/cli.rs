@@ -20,6 +20,7 @@ mod health;
 mod key;
 mod labels;
 mod meaning;
+mod notify;
 mod output;
 mod repositories;
 mod restore;

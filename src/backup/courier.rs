@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -116,24 +117,23 @@ impl Courier {
 
     /// The same with its own bounds of time.
     pub fn with(notify: &Notify, node: &str, patience: Patience) -> Courier {
-        let shared = Arc::new(Shared {
-            node: node.to_owned(),
-            patience,
-            webhooks: Webhooks::new(notify.ca.clone()),
-            pending: watch::Sender::new(0),
-            delivered: AtomicU64::new(0),
-            lost: AtomicU64::new(0),
-        });
-        let urls = |urls: &[String], receiver: fn(String) -> Receiver| urls.iter().cloned().map(receiver).collect::<Vec<_>>();
-        let mut receivers = urls(&notify.webhooks, Receiver::Generic);
-        receivers.extend(urls(&notify.slack, Receiver::Slack));
-        receivers.extend(urls(&notify.ntfy, Receiver::Ntfy));
-        receivers.extend(notify.smtp.as_ref().filter(|_| !notify.mail_to.is_empty()).map(|server| {
-            let (from, to, ca) = (notify.sender(), notify.mail_to.clone(), notify.ca.clone());
-            Receiver::Mail(Box::new(Post { server: server.clone(), password: notify.smtp_password_file.clone(), from, to, ca }))
-        }));
+        let shared = Arc::new(Shared::new(notify, node, patience));
         let lanes = |receivers: Vec<Receiver>| receivers.into_iter().map(|receiver| Lane::open(receiver, &shared)).collect();
-        Courier { receivers: lanes(receivers), pings: lanes(urls(&notify.ping, Receiver::Ping)), shared: shared.clone() }
+        let pings = notify.ping.iter().cloned().map(Receiver::Ping).collect();
+        Courier { receivers: lanes(receivers(notify)), pings: lanes(pings), shared: shared.clone() }
+    }
+
+    /// Tries each receiver once with `notice`: its name as it may be seen, and why the notice did not arrive. Nobody is pinged, as that
+    /// would say that something was saved.
+    pub async fn tried(notify: &Notify, notice: &Notice) -> Vec<(String, Option<String>)> {
+        let shared = Shared::new(notify, &notice.node, Patience::default());
+        let letter = Letter::Notice(Arc::new(notice.clone()));
+        let receivers = receivers(notify);
+        let tried = receivers.iter().map(async |receiver| {
+            let refusal = shared.within(receiver, &letter, 0).await.err();
+            (receiver.name(), refusal.map(|refusal| refusal.why))
+        });
+        join_all(tried).await
     }
 
     /// Hands a notice in for all receivers, and logs it: whoever reads the log hears of it too.
@@ -194,6 +194,19 @@ impl Courier {
     }
 }
 
+/// All who hear of everything.
+fn receivers(notify: &Notify) -> Vec<Receiver> {
+    let urls = |urls: &[String], receiver: fn(String) -> Receiver| urls.iter().cloned().map(receiver).collect::<Vec<_>>();
+    let mut receivers = urls(&notify.webhooks, Receiver::Generic);
+    receivers.extend(urls(&notify.slack, Receiver::Slack));
+    receivers.extend(urls(&notify.ntfy, Receiver::Ntfy));
+    receivers.extend(notify.smtp.as_ref().filter(|_| !notify.mail_to.is_empty()).map(|server| {
+        let (from, to, ca) = (notify.sender(), notify.mail_to.clone(), notify.ca.clone());
+        Receiver::Mail(Box::new(Post { server: server.clone(), password: notify.smtp_password_file.clone(), from, to, ca }))
+    }));
+    receivers
+}
+
 impl Lane {
     fn open(receiver: Receiver, shared: &Arc<Shared>) -> Lane {
         let (queue, letters) = mpsc::channel(QUEUE);
@@ -244,13 +257,22 @@ impl Receiver {
 }
 
 impl Shared {
+    fn new(notify: &Notify, node: &str, patience: Patience) -> Shared {
+        Shared {
+            node: node.to_owned(),
+            patience,
+            webhooks: Webhooks::new(notify.ca.clone()),
+            pending: watch::Sender::new(0),
+            delivered: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+        }
+    }
+
     /// Tries up to three times.
     async fn deliver(&self, receiver: &Receiver, letter: &Letter, lost: u64) -> Result<(), String> {
         let mut pauses = self.patience.pauses.into_iter();
         loop {
-            let limit = self.patience.one_try;
-            let tried = timeout(limit, self.attempt(receiver, letter, lost)).await;
-            let refusal = match tried.unwrap_or_else(|_| Err(Refusal::passing(format!("no answer within {limit:?}")))) {
+            let refusal = match self.within(receiver, letter, lost).await {
                 Ok(()) => return Ok(()),
                 Err(refusal) => refusal,
             };
@@ -259,6 +281,13 @@ impl Shared {
             tracing::debug!(receiver = receiver.name(), why = refusal.why, ?pause, "a notice is tried again");
             sleep(pause).await;
         }
+    }
+
+    /// One try with its limit.
+    async fn within(&self, receiver: &Receiver, letter: &Letter, lost: u64) -> Result<(), Refusal> {
+        let limit = self.patience.one_try;
+        let tried = timeout(limit, self.attempt(receiver, letter, lost)).await;
+        tried.unwrap_or_else(|_| Err(Refusal::passing(format!("no answer within {limit:?}"))))
     }
 
     async fn attempt(&self, receiver: &Receiver, letter: &Letter, lost: u64) -> Result<(), Refusal> {

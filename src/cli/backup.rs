@@ -1,6 +1,6 @@
 //! `skep backup`: what is saved of the volumes of this node, and how that goes.
 
-use super::{Outcome, archives, drill, extract, guard, key, restore, saving, standings, tether};
+use super::{Outcome, archives, drill, extract, guard, key, notify, restore, saving, standings, tether};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -32,6 +32,8 @@ enum What {
     Key(key::Args),
     /// How the backups of this node stand
     Status(standings::StatusArgs),
+    /// Try out whether notices arrive
+    Notify(notify::Args),
     /// What will be done and when, and what is not protected
     Plan(saving::PlanArgs),
     /// Save volumes now
@@ -57,6 +59,7 @@ pub(super) fn run(args: Args) -> Outcome {
         What::Check(args) => drill::check(&args),
         What::Key(args) => key::run(&args),
         What::Status(args) => standings::status(&args),
+        What::Notify(args) => notify::run(&args),
         What::Plan(args) => saving::plan(&args),
         What::Run(args) => saving::run(&args),
         What::Guard(args) => guard::run(args),

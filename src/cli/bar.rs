@@ -119,7 +119,8 @@ fn archive(stats: &Stats, expected: Option<&Stats>, elapsed: Duration, path: &st
     };
     let left = total.filter(|_| rate >= 1.0).map(|total| Duration::from_secs_f64((total.original - stats.original) as f64 / rate));
     let left = left.map(|left| format!("  {} left", HumanDuration(left))).unwrap_or_default();
-    format!("{} files  {bytes}  {}/s{left}  {}", HumanCount(stats.files), HumanBytes(rate as u64), tail(&output::harmless(path)))
+    let files = if stats.files == 1 { "file" } else { "files" };
+    format!("{} {files}  {bytes}  {}/s{left}  {}", HumanCount(stats.files), HumanBytes(rate as u64), tail(&output::harmless(path)))
 }
 
 /// The end of a text says more than its beginning.

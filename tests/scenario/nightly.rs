@@ -167,6 +167,10 @@ async fn a_failed_and_a_missing_backup_are_told_and_so_is_their_end() {
     // Where the target should be a directory lies something else.
     let target = node.directory.path().join("target");
     std::fs::write(&target, "not a disk").unwrap();
+    let tried = Command::new(SKEP).args(["backup", "notify", "--config"]).arg(&node.config).output().unwrap();
+    let said = String::from_utf8_lossy(&tried.stdout).into_owned();
+    assert!(tried.status.success() && said.contains("delivered") && !said.contains("/hook"), "{tried:?}");
+    told(&got, "a trial", |notice| notice["kind"] == "trial").await;
     let edge = Edge::start(&node.config, &node.log());
     let names = |notice: &Value| notice.to_string().contains(&node.volume);
     told(&got, "a failed backup", |notice| names(notice) && notice["level"] == "error").await;
