@@ -132,6 +132,32 @@ async fn a_key_that_may_only_append_loses_nothing() {
 }
 
 #[tokio::test]
+async fn an_empty_machine_gets_its_files_back_over_the_line() {
+    for program in versions() {
+        let Some(host) = Host::start(&program) else { return };
+        let place = host.place(&program).await;
+        shell(&place.volume, "mkdir etc; echo one >etc/app.conf; dd if=/dev/urandom of=data bs=1M count=3 2>/dev/null; ln -s data link");
+        place.init().await;
+        place.run(&place.create(&name(0))).await.expect("an archive");
+        let (home, at) = (tempfile::tempdir().expect("a directory"), host.directory.path().display());
+        let settings = format!("[docker]\nenabled = false\n[backup]\nssh-key = \"{at}/key\"\nssh-known-hosts = \"{at}/known_hosts\"\n");
+        std::fs::write(home.path().join("skep.toml"), settings).expect("written");
+        let skep = |words: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_skep"));
+            command.arg("backup").args(words).args(["--config", "skep.toml", "--repository", &place.repository.location]);
+            command.arg("--passphrase-file").arg(&place.passphrase).env("SKEP_BACKUP_BORG", &program).current_dir(home.path());
+            let output = command.output().expect("skep");
+            assert!(output.status.success(), "{words:?}: {output:?}");
+            String::from_utf8(output.stdout).expect("text")
+        };
+        assert!(skep(&["list"]).contains(&name(0)));
+        assert_eq!(skep(&["extract", "v", "etc/app.conf", "--stdout"]), "one\n");
+        skep(&["restore", "v", "--into-directory", "back"]);
+        shell(home.path(), &format!("diff -r --no-dereference {} back", place.volume.display()));
+    }
+}
+
+#[tokio::test]
 async fn other_paths_other_keys_and_other_hosts_are_refused() {
     let borg = Path::new("borg");
     let Some(host) = Host::start(borg) else { return };
