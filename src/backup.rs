@@ -51,7 +51,7 @@ mod wording;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 pub use crate::config::keep::Keep;
@@ -299,6 +299,8 @@ impl Run {
     }
 }
 
+/// A clock may be set by so much without anybody taking notice.
+pub(crate) const SKEW: SignedDuration = SignedDuration::from_hours(1);
 /// Runs that one series remembers.
 pub const REMEMBERED: usize = 50;
 
@@ -326,6 +328,13 @@ impl Series {
         let surplus = self.runs.len().saturating_sub(REMEMBERED);
         self.runs.drain(..surplus);
         self
+    }
+
+    /// Runs since the clock was last set back, as far as they show it themselves: nobody knows how long ago those before them were.
+    pub fn since_set_back(&self) -> Option<&[Run]> {
+        let is_back = |pair: &[Run]| pair[0].began.duration_since(pair[1].began) > SKEW;
+        let last_before = self.runs.windows(2).rposition(is_back)?;
+        self.runs.get(last_before + 1..)
     }
 
     /// Failures since the last success.

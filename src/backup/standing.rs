@@ -637,6 +637,24 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_clock_that_was_set_back_hides_no_missing_success() {
+        let day = |days| days * DAY;
+        let state = |runs: &[(u64, Verdict)]| {
+            let node = runs.iter().fold(Node::with(&["db"]), |node, (seconds, verdict)| node.ran(save("db", *seconds, *verdict)));
+            let standing = node.report().volumes.remove(0);
+            (standing.state, standing.age.map(|age| age / DAY))
+        };
+        let (good, failed) = (Verdict::Good, Verdict::Failed);
+        assert_eq!(state(&[(day(1), good), (HOUR, failed)]), (State::Failed, Some(1)));
+        // The run that failed came after the good one, on a clock that was set back by two days: the good one is older than it says.
+        assert_eq!(state(&[(day(1), good), (day(3), failed), (HOUR, failed)]), (State::Overdue, None));
+        assert_eq!(state(&[(day(1), good), (HOUR, good), (HOUR * 5, failed)]), (State::Failed, None));
+        assert_eq!(state(&[(day(1), good), (day(3), failed), (HOUR, good)]), (State::Good, Some(0)));
+        // A few minutes are no matter.
+        assert_eq!(state(&[(day(1), good), (day(1) + 600, failed)]), (State::Failed, Some(1)));
+    }
+
+    #[test]
     fn without_a_target_what_labels_ask_for_is_unprotected() {
         let mut node = Node::with(&["db"]);
         node.config.targets.clear();

@@ -2,13 +2,10 @@
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::standing::{Check, Facts, Last, State};
-use super::{Job, Reason, Repository, Run, Series, SeriesKey, Task, Verdict};
-
-/// A clock may be set back by so much without a run counting as one of the future.
-const SKEW: SignedDuration = SignedDuration::from_hours(1);
+use super::{Job, Reason, Repository, Run, SKEW, Series, SeriesKey, Task, Verdict};
 
 /// How something stands that is done every so often; `None`: it is off, and was never done.
 pub(super) fn check(
@@ -55,10 +52,15 @@ impl<'a> Watch<'a> {
         self.facts.jobs.iter().find(|job| job.key() == self.key)
     }
 
-    /// The latest success that this clock can have seen: one that a wrong clock dated ahead must not hide that there is none since.
+    /// The latest success since the clock was last set back, that this clock can have seen: one that a wrong clock dated ahead must not hide
+    /// that there is none since.
     fn success(&self) -> Option<&'a Run> {
         let series = self.series?;
-        let good = series.runs.iter().chain(&series.success).filter(|run| run.verdict != Verdict::Failed);
+        let (runs, older) = match series.since_set_back() {
+            Some(runs) => (runs, None),
+            None => (&series.runs[..], series.success.as_ref()),
+        };
+        let good = runs.iter().chain(older).filter(|run| run.verdict != Verdict::Failed);
         good.filter(|run| run.ended.duration_since(self.facts.now) <= SKEW).max_by_key(|run| run.ended)
     }
 
@@ -66,7 +68,11 @@ impl<'a> Watch<'a> {
     pub fn judge(&self, period: Duration, seen: Option<Timestamp>) -> Judged {
         let now = self.facts.now;
         let success = self.success().map(|run| run.ended);
-        let since = self.series.and_then(|series| series.since).into_iter().chain(seen).min();
+        let since = match self.series.and_then(Series::since_set_back) {
+            // Whatever succeeded before is older than that.
+            Some(runs) => runs.first().map(|run| run.began),
+            None => self.series.and_then(|series| series.since).into_iter().chain(seen).min(),
+        };
         let allowed = period.saturating_add(self.facts.config.overdue);
         let overdue_at = success.or(since).and_then(|from| from.checked_add(allowed).ok());
         let last = self.series.and_then(|series| series.runs.last().or(series.success.as_ref()));
