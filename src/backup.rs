@@ -24,6 +24,7 @@ pub mod listing;
 pub mod lock;
 pub mod notice;
 pub mod payload;
+pub mod pipes;
 pub mod placing;
 pub mod plan;
 pub mod queue;
