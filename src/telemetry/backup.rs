@@ -136,11 +136,12 @@ fn drills<'a>(registry: &mut Registry, standings: impl Iterator<Item = &'a Stand
 
 fn repositories(registry: &mut Registry, report: &Report) {
     let (success, result) = (Family::<ByCheck, Gauge>::default(), Family::<ByCheck, Gauge>::default());
-    let (free, held) = (Family::<ByRepository, Gauge>::default(), Family::<ByRepository, Gauge>::default());
+    let [free, held, lost] = [(); 3].map(|()| Family::<ByRepository, Gauge>::default());
     for keeping in report.repositories.iter().take(MOST) {
         let (repository, target) = (keeping.repository.name.clone(), keeping.target.clone());
         let labels = ByRepository { repository: repository.clone(), target: target.clone() };
         held.get_or_create(&labels).set(i64::from(keeping.held.is_some()));
+        lost.get_or_create(&labels).set(keeping.lost.as_ref().map_or(0, |lost| whole(lost.before.saturating_sub(lost.now))));
         if let Some(bytes) = keeping.free {
             free.get_or_create(&labels).set(whole(bytes));
         }
@@ -157,6 +158,7 @@ fn repositories(registry: &mut Registry, report: &Report) {
     registry.register("skep_backup_check_timestamp_seconds", "When a check of a repository last ended well, in Unix time", success);
     registry.register("skep_backup_check_result", "1 where the last check went well, 0 where it failed", result);
     registry.register("skep_backup_repository_free_bytes", "Room where a repository lies", free);
+    registry.register("skep_backup_repository_archives_lost", "Archives that were gone though no run of ours had deleted them", lost);
     registry.register("skep_backup_repository_held", "1 while nothing is saved there because its key is nowhere else", held);
 }
 
@@ -214,6 +216,11 @@ mod tests {
             "skep_backup_unprotected_volumes 0".to_owned(),
         ] {
             assert!(text.lines().any(|one| one == line), "no line {line} in\n{text}");
+        }
+        let alerts = include_str!("../../config/alerts.yml");
+        let names = alerts.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("skep_"));
+        for name in names {
+            assert!(text.lines().any(|line| line.starts_with(name)), "config/alerts.yml: there is no {name} in\n{text}");
         }
         assert!(!Metrics::new().encode(&Now::default()).contains("skep_backup"), "nothing is said where nothing is to be saved");
         node.held.push(held());
