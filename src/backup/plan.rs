@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::config::Backup;
 use crate::config::backup::Target;
 use crate::config::cron::Schedule;
+use crate::diagnostic::Diagnostic;
 
 pub use super::queue::ready;
 
@@ -46,18 +47,39 @@ pub fn plan(scene: &Scene<'_>) -> Vec<Job> {
 
 /// Repositories that wait for somebody to keep their key elsewhere.
 pub fn held(scene: &Scene<'_>) -> Vec<Held> {
-    let mut held: BTreeMap<(String, Repository), Vec<String>> = BTreeMap::new();
-    for (subject, target, repository) in places(scene) {
-        if is_held(scene, &repository) {
-            held.entry((target.name.clone(), repository)).or_default().push(subject.volume.name.clone());
-        }
+    if !scene.config.require_key_export {
+        return Vec::new();
     }
     let why = |target: &str| {
         format!(
             "nothing is saved to `{target}` on schedule until its key is kept elsewhere: run `skep backup key export`, keep what it writes, and confirm it"
         )
     };
-    held.into_iter().map(|((target, repository), volumes)| Held { why: why(&target), repository, target, volumes }).collect()
+    unconfirmed(scene).into_iter().map(|((target, repository), volumes)| Held { why: why(&target), repository, target, volumes }).collect()
+}
+
+/// What is saved all the same because `backup.require-key-export` is off, though it may be lost with this machine.
+pub fn unkept(scene: &Scene<'_>) -> Vec<Diagnostic> {
+    if scene.config.require_key_export {
+        return Vec::new();
+    }
+    let finding = |repository: &Repository| {
+        let text = "nobody has said that its key is kept elsewhere, and it is saved to all the same, as backup.require-key-export is off";
+        Diagnostic::warning("unkept-key", format!("{}: {text}", repository.location))
+            .help("if this machine is lost, nobody can open it: run `skep backup key export`, keep what it writes, and confirm it")
+    };
+    unconfirmed(scene).keys().map(|(_, repository)| finding(repository)).collect()
+}
+
+/// The volumes of each repository that nobody has confirmed, by target.
+fn unconfirmed(scene: &Scene<'_>) -> BTreeMap<(String, Repository), Vec<String>> {
+    let mut found: BTreeMap<(String, Repository), Vec<String>> = BTreeMap::new();
+    for (subject, target, repository) in places(scene) {
+        if !scene.confirmed.contains(&repository) {
+            found.entry((target.name.clone(), repository)).or_default().push(subject.volume.name.clone());
+        }
+    }
+    found
 }
 
 fn is_held(scene: &Scene<'_>, repository: &Repository) -> bool {
@@ -434,6 +456,7 @@ pub(super) mod tests {
         let runs = Runs::new();
         let confirmed = BTreeSet::from([repository(&config.targets[0], "node1", None)]);
         let scene = Scene { subjects: &subjects, config: &config, runs: &runs, now: at("2026-01-10T11:00:00Z"), confirmed: &confirmed };
+        assert_eq!(unkept(&scene), []);
         let planned: Vec<_> = plan(&scene).into_iter().map(|job| job.repository.location).collect();
         assert_eq!(planned, ["/srv/a/node1"]);
         let waiting: Vec<_> = held(&scene).into_iter().map(|held| (held.repository.location, held.volumes.join(","))).collect();
@@ -442,6 +465,8 @@ pub(super) mod tests {
         let open = Backup { require_key_export: false, ..config.clone() };
         let scene = Scene { config: &open, ..scene };
         assert_eq!((plan(&scene).len(), held(&scene)), (4, vec![]));
+        let told: Vec<String> = unkept(&scene).into_iter().map(|finding| finding.message).collect();
+        assert!(told.len() == 3 && told[0].starts_with("/srv/a/node1+Human=20Resources: nobody has said"), "{told:?}");
     }
 
     #[test]

@@ -149,7 +149,7 @@ mod tests {
         let second = Duration::from_secs(1);
         let text = archive(&stats(1204, 10 << 20), Some(&stats(2000, 40 << 20)), second, "./a");
         assert_eq!(text, "1,204 files  10.00 MiB of 40.00 MiB  10.00 MiB/s  3 seconds left  ./a");
-        assert_eq!(archive(&stats(1, 0), None, Duration::ZERO, "./a\u{1b}[2J"), "1 files  0 B  0 B/s  ./a\\u{1b}[2J");
+        assert_eq!(archive(&stats(1, 0), None, Duration::ZERO, "./a\u{1b}[2J"), "1 file  0 B  0 B/s  ./a\\u{1b}[2J");
         let grown = archive(&stats(9, 50 << 20), Some(&stats(2, 40 << 20)), second, "");
         assert_eq!(grown.trim_end(), "9 files  50.00 MiB  50.00 MiB/s");
         assert_eq!(tail(&"x".repeat(100)).chars().count(), PATH);

@@ -8,17 +8,26 @@ use jiff::Timestamp;
 
 use crate::backup::borg::{Borg, OURSELVES};
 use crate::backup::engine::Engine;
-use crate::backup::plan::{Held, Scene, held, plan};
+use crate::backup::plan::{Held, Scene, held, plan, unkept};
 use crate::backup::runner::Runner;
 use crate::backup::shelf::Shelf;
 use crate::backup::survey::{Survey, survey};
 use crate::backup::{Job, Runs, Subject};
 use crate::config::Config;
-use crate::diagnostic::nearest;
+use crate::diagnostic::{Diagnostic, nearest};
 use crate::provider::docker;
 use crate::store::keyed::Keyed;
 
 use super::{Failure, output};
+
+/// The plan as of now.
+pub(super) struct Outlook {
+    /// The next of each series.
+    pub jobs: Vec<Job>,
+    /// Repositories that wait for their key to be kept elsewhere.
+    pub held: Vec<Held>,
+    pub findings: Vec<Diagnostic>,
+}
 
 /// All of it, as of now.
 pub(super) struct Desk {
@@ -49,12 +58,13 @@ impl Desk {
         Ok(Desk { config, state, shelf, node: inventory.node, survey, runs, now: Timestamp::now() })
     }
 
-    /// The next job of each series, and what waits for its key to be kept elsewhere.
-    pub async fn plan(&self) -> Result<(Vec<Job>, Vec<Held>), Failure> {
+    /// What is to be done, what waits, and what should not be as it is.
+    pub async fn plan(&self) -> Result<Outlook, Failure> {
         let confirmed = self.shelf.confirmed().await.map_err(Failure::said)?;
         let scene =
             Scene { subjects: &self.survey.subjects, config: &self.config.backup, runs: &self.runs, now: self.now, confirmed: &confirmed };
-        Ok((plan(&scene), held(&scene)))
+        let findings = self.survey.findings.iter().cloned().chain(unkept(&scene)).collect();
+        Ok(Outlook { jobs: plan(&scene), held: held(&scene), findings })
     }
 
     /// Who carries out.

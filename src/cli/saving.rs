@@ -15,7 +15,7 @@ use crate::backup::{Job, Reason, Run, Stats, Subject, Task, Verdict as Ended, tr
 use crate::diagnostic::{Diagnostic, Severity, render};
 
 use super::bar::Bar;
-use super::desk::Desk;
+use super::desk::{Desk, Outlook};
 use super::settings::ConfigFile;
 use super::{Failure, Outcome, Verdict, on_all_threads, on_one_thread, output};
 
@@ -56,7 +56,7 @@ pub(super) fn run(args: &RunArgs) -> Outcome {
     let config = args.config.read_aloud()?;
     on_all_threads(async {
         let desk = Desk::open(config).await?;
-        tell_findings(&desk, Severity::Warning);
+        tell_findings(&desk.survey.findings, Severity::Warning);
         let jobs = jobs(&desk, args).await?;
         if jobs.is_empty() {
             return nothing(&desk, args);
@@ -97,7 +97,7 @@ fn interrupt(stop: CancellationToken) {
 async fn jobs(desk: &Desk, args: &RunArgs) -> Result<Vec<Job>, Failure> {
     let (subjects, targets) = (desk.subjects(&args.volumes)?, desk.targets(args.target.as_deref())?);
     if !args.now {
-        let (jobs, _) = desk.plan().await?;
+        let jobs = desk.plan().await?.jobs;
         let wanted = |job: &Job| {
             let of_volume = job.volume.as_ref().is_none_or(|volume| subjects.iter().any(|subject| subject.volume.name == *volume));
             job.due <= desk.now && of_volume && targets.iter().any(|target| target.name == job.target)
@@ -200,10 +200,13 @@ fn ended(run: &Run) -> String {
 
 /// Whoever loses the key has no backups: said as long as nobody has said that it is kept.
 async fn remind(desk: &Desk) -> Result<(), Failure> {
-    let (_, held) = desk.plan().await?;
-    for held in held {
+    let outlook = desk.plan().await?;
+    for held in &outlook.held {
         output::note(&format!("\nnote: {}", held.why));
     }
+    // Those of the labels were told before.
+    let unkept = outlook.findings.get(desk.survey.findings.len()..).unwrap_or_default();
+    tell_findings(unkept, Severity::Warning);
     Ok(())
 }
 
@@ -234,13 +237,10 @@ pub(super) fn plan(args: &PlanArgs) -> Outcome {
     let config = args.config.read_aloud()?;
     on_one_thread(async {
         let desk = Desk::open(config).await?;
-        let (jobs, held) = desk.plan().await?;
+        let Outlook { jobs, held, findings } = desk.plan().await?;
         if args.json {
-            let survey = &desk.survey;
-            return output::json(&serde_json::json!({
-                "jobs": jobs, "held": held, "unprotected": survey.unprotected, "findings": survey.findings,
-            }))
-            .map(|()| Verdict::Fine);
+            let told = serde_json::json!({ "jobs": jobs, "held": held, "unprotected": desk.survey.unprotected, "findings": findings });
+            return output::json(&told).map(|()| Verdict::Fine);
         }
         output::print(&planned(&jobs, desk.now))?;
         for held in &held {
@@ -250,7 +250,7 @@ pub(super) fn plan(args: &PlanArgs) -> Outcome {
             let rows: Vec<Vec<String>> = desk.survey.unprotected.iter().map(|entry| vec![entry.what.clone(), entry.why.clone()]).collect();
             output::print(&format!("\nnot protected:\n{}", output::aligned(&rows, 2)))?;
         }
-        tell_findings(&desk, Severity::Info);
+        tell_findings(&findings, Severity::Info);
         Ok(Verdict::Fine)
     })?
 }
@@ -285,8 +285,8 @@ pub(super) fn word(task: Task) -> &'static str {
 }
 
 /// What is wrong from this weight on.
-pub(super) fn tell_findings(desk: &Desk, least: Severity) {
-    let findings: Vec<Diagnostic> = desk.survey.findings.iter().filter(|finding| finding.severity >= least).cloned().collect();
+pub(super) fn tell_findings(findings: &[Diagnostic], least: Severity) {
+    let findings: Vec<Diagnostic> = findings.iter().filter(|finding| finding.severity >= least).cloned().collect();
     if !findings.is_empty() {
         output::note(render(&findings, output::color_on_stderr()).trim_end());
     }

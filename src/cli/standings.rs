@@ -55,17 +55,17 @@ pub(super) fn status(args: &StatusArgs) -> Outcome {
 /// The same without an edge to ask.
 async fn own(config: crate::config::Config) -> Result<Report, Failure> {
     let desk = Desk::open(config).await?;
-    tell_findings(&desk, Severity::Warning);
-    let (jobs, held) = desk.plan().await?;
+    let outlook = desk.plan().await?;
+    tell_findings(&outlook.findings, Severity::Warning);
     Ok(standing(&Facts {
         node: &desk.node,
         subjects: &desk.survey.subjects,
         unprotected: &desk.survey.unprotected,
         config: &desk.config.backup,
         runs: &desk.runs,
-        jobs: &jobs,
+        jobs: &outlook.jobs,
         under_way: &[],
-        held: &held,
+        held: &outlook.held,
         free: &room::of_targets(&desk.config.backup).await,
         seen: &BTreeMap::new(),
         now: desk.now,

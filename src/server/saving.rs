@@ -17,7 +17,7 @@ use crate::backup::borg::{Borg, OURSELVES};
 use crate::backup::courier::{Counts, Courier};
 use crate::backup::engine::Engine;
 use crate::backup::notice::{Told, notices};
-use crate::backup::plan::{Held, Scene, held, plan, ready};
+use crate::backup::plan::{Held, Scene, held, plan, ready, unkept};
 use crate::backup::runner::Runner;
 use crate::backup::shelf::Shelf;
 use crate::backup::standing::{self, Doing, Facts, Report, standing};
@@ -25,7 +25,7 @@ use crate::backup::survey::{Survey, survey};
 use crate::backup::{Job, Progress, Run, Runs, Sink, Subject, Task, Verdict, room, trial};
 use crate::config::Config;
 use crate::config::notify::unheard;
-use crate::diagnostic::{Severity, render};
+use crate::diagnostic::{Diagnostic, Severity, render};
 use crate::state::Live;
 use crate::store::{self, Store};
 use crate::telemetry::backup::BackupsNow;
@@ -109,6 +109,7 @@ struct Remembered {
     runs: Runs,
     jobs: Vec<Job>,
     held: Vec<Held>,
+    findings: Vec<Diagnostic>,
 }
 
 impl Saving {
@@ -232,6 +233,7 @@ impl Saving {
                 return AGAIN;
             }
         };
+        self.tell(&remembered.findings);
         let now = Timestamp::now();
         let busy: Vec<Job> = self.under_way.iter().map(|under_way| under_way.job.clone()).collect();
         for job in ready(&remembered.jobs, &busy, &self.config.backup, now) {
@@ -251,15 +253,6 @@ impl Saving {
         self.node = inventory.node;
         let courier = |node: &str| Courier::new(&self.config.notify, node);
         self.courier.get_or_insert_with(|| courier(&self.node));
-        let findings = render(&self.survey.findings, false);
-        if findings != self.findings {
-            match self.survey.findings.iter().map(|finding| finding.severity).max() {
-                Some(Severity::Info) => tracing::info!("backups:\n{}", findings.trim_end()),
-                Some(_) => tracing::warn!("backups:\n{}", findings.trim_end()),
-                None => {}
-            }
-            self.findings = findings;
-        }
         Ok(())
     }
 
@@ -268,7 +261,22 @@ impl Saving {
         let (subjects, config) = (&self.survey.subjects, &self.config.backup);
         let scene = Scene { subjects, config, runs: &runs, now: Timestamp::now(), confirmed: &confirmed };
         let (jobs, held) = (plan(&scene), held(&scene));
-        Ok(Remembered { jobs, held, runs })
+        let findings = self.survey.findings.iter().cloned().chain(unkept(&scene)).collect();
+        Ok(Remembered { jobs, held, findings, runs })
+    }
+
+    /// Logs what should not be as it is, whenever that changes.
+    fn tell(&mut self, findings: &[Diagnostic]) {
+        let text = render(findings, false);
+        if text == self.findings {
+            return;
+        }
+        match findings.iter().map(|finding| finding.severity).max() {
+            Some(Severity::Info) => tracing::info!("backups:\n{}", text.trim_end()),
+            Some(_) => tracing::warn!("backups:\n{}", text.trim_end()),
+            None => {}
+        }
+        self.findings = text;
     }
 
     async fn begin(&mut self, job: Job, shelf: &Shelf) {

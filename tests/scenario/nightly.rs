@@ -190,6 +190,8 @@ async fn a_failed_and_a_missing_backup_are_told_and_so_is_their_end() {
     assert!(row.contains(" good ") && row.contains("0 minutes ago"), "{shown}");
     let repository = shown.lines().find(|line| line.starts_with(target.to_str().unwrap())).unwrap_or_else(|| panic!("{shown}"));
     assert!(repository.contains("iB") && repository.contains("not yet"), "{shown}");
+    let log = std::fs::read_to_string(node.log()).unwrap();
+    assert!(log.contains("unkept-key"), "that the key is kept nowhere else is said: {log}");
     let metrics = edge.get("/metrics").await.unwrap();
     let line = format!("skep_backup_overdue{{volume=\"{}\",target=\"disk\"}} 0", node.volume);
     assert!(metrics.contains(&line), "{line}\n{metrics}");
