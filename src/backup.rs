@@ -10,9 +10,11 @@ pub mod courier;
 pub mod drill;
 pub mod due;
 pub mod dump;
+pub mod duty;
 pub mod engine;
 pub mod exec;
 pub mod execution;
+pub mod failure;
 pub mod feed;
 pub mod guard;
 pub mod inventory;
@@ -181,6 +183,9 @@ pub struct Repository {
     pub name: String,
 }
 
+/// Warnings that are kept of one run.
+pub const MAX_WARNINGS: usize = 100;
+
 /// How a job went: kept, shown, judged by the next plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Run {
@@ -197,7 +202,7 @@ pub struct Run {
     pub verdict: Verdict,
     /// Why it failed, or what was done; one sentence.
     pub message: String,
-    /// At most 100 are kept; `more_warnings` counts the rest.
+    /// At most [`MAX_WARNINGS`] are kept; `more_warnings` counts the rest.
     pub warnings: Vec<String>,
     pub more_warnings: u64,
     pub stats: Stats,
@@ -274,10 +279,15 @@ impl Job {
 }
 
 impl Run {
-    /// What never got as far as being carried out.
-    pub fn failed(job: &Job, at: Timestamp, message: String) -> Run {
+    /// What is called by its moment, and by a number that nothing else of that moment has.
+    pub fn id(at: Timestamp, random: u32) -> String {
+        format!("{}-{random:08x}", at.strftime("%Y%m%dT%H%M%S"))
+    }
+
+    /// What has only just begun: whatever ends it before it says otherwise has failed.
+    pub fn begun(job: &Job, at: Timestamp, random: u32) -> Run {
         Run {
-            id: format!("{}-none", at.strftime("%Y%m%dT%H%M%S")),
+            id: Run::id(at, random),
             task: job.task,
             volume: job.volume.clone(),
             target: job.target.clone(),
@@ -286,13 +296,23 @@ impl Run {
             began: at,
             ended: at,
             verdict: Verdict::Failed,
-            message,
+            message: String::new(),
             warnings: Vec::new(),
             more_warnings: 0,
             stats: Stats::default(),
             census: None,
             reason: job.reason,
         }
+    }
+
+    /// The volume, or the repository.
+    pub fn what(&self) -> &str {
+        self.volume.as_deref().unwrap_or(&self.repository.name)
+    }
+
+    /// What never got as far as being carried out.
+    pub fn failed(job: &Job, at: Timestamp, message: String) -> Run {
+        Run { message, ..Run::begun(job, at, 0) }
     }
 
     pub fn key(&self) -> SeriesKey {

@@ -6,6 +6,7 @@ pub mod backup;
 pub mod cron;
 pub mod dn;
 pub mod dns;
+pub mod docker;
 pub mod filter;
 mod given;
 mod issuer;

@@ -12,7 +12,7 @@
 //! rank 3  state                        Snapshot + Config -> State, and its swap; the one module that knows all features
 //! rank 2  route  upstream  traffic  certificate  auth  policy  backup       the features; never each other
 //! rank 1  label  config  provider  store  handover
-//! rank 0  diagnostic  snapshot  telemetry
+//! rank 0  diagnostic  snapshot  telemetry  outbound
 //! ```
 //! Imports go down only; `tests/architecture.rs` holds it. `label/*`, `route/*` and `state/*` are parts of pure decisions,
 //! so they are held to the rules of their parents.
@@ -74,6 +74,7 @@ pub mod config;
 pub mod diagnostic;
 pub mod handover;
 pub mod label;
+pub mod outbound;
 pub mod policy;
 pub mod provider;
 pub mod proxy;

@@ -24,6 +24,7 @@ mod publish;
 mod saving;
 pub mod secrecy;
 mod signing;
+mod standing;
 pub mod talk;
 mod terminate;
 mod view;
@@ -330,7 +331,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
             certificates: certifier.ledger(),
             store: store.clone(),
             gate,
-            backups: Box::new(move || standing.as_ref().map(saving::Standing::now)),
+            backups: Box::new(move || standing.as_ref().map(standing::Standing::now)),
             connections: connections.clone(),
             admission: admission.clone(),
             runtimes: workers.runtimes().chain([tokio::runtime::Handle::current().metrics()]).collect(),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Top-level modules by rank. Imports go down only; rank 2 features never import each other.
 const RANKS: [(u8, &[&str]); 7] = [
-    (0, &["diagnostic", "snapshot", "telemetry"]),
+    (0, &["diagnostic", "snapshot", "telemetry", "outbound"]),
     (1, &["label", "config", "provider", "store", "handover"]),
     (2, &["route", "upstream", "traffic", "certificate", "auth", "policy", "volume", "backup", "project", "node", "peer"]),
     (3, &["state"]),
@@ -40,6 +40,7 @@ const ACTING_CHILDREN: &[(&str, &str)] = &[
     ("auth", "verified"),
     ("backup", "borg"),
     ("backup", "courier"),
+    ("backup", "duty"),
     ("backup", "engine"),
     ("backup", "exec"),
     ("backup", "execution"),

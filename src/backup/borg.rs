@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 pub use super::pipes::{Feed, Output};
 
 use super::command::{Access, Command, quoted};
+use super::failure::{Failure, Kind};
 use super::pipes::{Log, drive, next_line, no_pipes};
-use super::report::{Created, Failure, Kind, Version};
+use super::report::{Created, Version};
 use super::{Progress, Repository, Sink};
 use crate::config;
 

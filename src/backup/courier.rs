@@ -341,17 +341,6 @@ pub(super) async fn secret(path: &Path) -> Result<String, Refusal> {
     }
 }
 
-/// An error with its causes. None of ours and of our libraries' holds a URL or a password.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
-}
-
 pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let found = found.map_err(|error| format!("the certificates in {} cannot be used: {error}", path.display()))?;

@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use super::answer::{Exec, Info, Inspected, Listed, Volumes};
 use super::inventory::{Container, Inventory, Volume};
 use crate::config;
+use crate::config::docker::{Dial, NoWay};
 use crate::snapshot::Labels;
 
 /// For one call that does not wait for a container.
@@ -33,8 +34,8 @@ const MAX_LOG: usize = 64 << 10;
 /// Why the engine did not do as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("docker.endpoint `{0}` is none of unix:///path, tcp://host:port, https://host:port")]
-    Endpoint(String),
+    #[error(transparent)]
+    NoWay(#[from] NoWay),
     #[error("{endpoint}: {source}")]
     Connect { endpoint: String, source: bollard::errors::Error },
     #[error("the engine does not {call}: {source}")]
@@ -86,14 +87,12 @@ impl Engine {
     pub async fn connect(config: &config::Docker) -> Result<Engine, Error> {
         let endpoint = &config.endpoint;
         let failed = |source| Error::Connect { endpoint: endpoint.clone(), source };
-        let docker = match (endpoint.split_once("://"), &config.tls) {
-            (Some(("unix", path)), _) => Docker::connect_with_unix(path, OUTER, API_DEFAULT_VERSION),
-            (Some(("tcp" | "https", _)), Some(pems)) => {
-                let pem = |name: &str| Path::join(pems, name);
-                Docker::connect_with_ssl(endpoint, &pem("key.pem"), &pem("cert.pem"), &pem("ca.pem"), OUTER, API_DEFAULT_VERSION)
+        let docker = match config.dial()? {
+            Dial::Socket(path) => Docker::connect_with_unix(path, OUTER, API_DEFAULT_VERSION),
+            Dial::Tls { key, certificate, authority } => {
+                Docker::connect_with_ssl(endpoint, &key, &certificate, &authority, OUTER, API_DEFAULT_VERSION)
             }
-            (Some(("tcp" | "http", _)), None) => Docker::connect_with_http(endpoint, OUTER, API_DEFAULT_VERSION),
-            _ => return Err(Error::Endpoint(endpoint.clone())),
+            Dial::Plain => Docker::connect_with_http(endpoint, OUTER, API_DEFAULT_VERSION),
         };
         let docker = docker.map_err(failed)?;
         let negotiated = tokio::time::timeout(LIMIT, docker.negotiate_version()).await;

@@ -8,6 +8,7 @@ use std::hash::Hasher;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::command::holder;
 use super::inventory::Inventory;
 use super::{Repository, Task};
 
@@ -37,6 +38,26 @@ pub struct Entry {
     /// Containers that it stopped or is about to, and that were running.
     #[serde(default)]
     pub stopped: Vec<String>,
+}
+
+impl Entry {
+    /// Of a run that has done nothing yet.
+    pub fn new(run: &str, began: Timestamp, task: Task, volume: Option<&str>, target: &str, repository: &Repository) -> Entry {
+        Entry {
+            run: run.to_owned(),
+            task,
+            volume: volume.map(str::to_owned),
+            target: target.to_owned(),
+            repository: repository.clone(),
+            holder: holder(run),
+            archive: None,
+            began,
+            deadline: None,
+            step: String::new(),
+            paused: Vec::new(),
+            stopped: Vec::new(),
+        }
+    }
 }
 
 /// What a journal file holds.

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::Repository;
 use super::borg::{Borg, quiet};
-use super::report::{Failure, Kind};
+use super::failure::{Failure, Kind};
 use crate::config;
 
 /// Of the file; whatever is longer is none.

@@ -423,6 +423,7 @@ mod tests {
             ("backup.exclude", "/etc", "bad-pattern"),
             ("backup.exclude", "a\n../b", "bad-pattern"),
             ("backup.exclude", ",", "bad-pattern"),
+            ("backup.exclude", "re:cache(", "bad-pattern"),
             ("backup.mode", "scale", "bad-mode"),
             ("backup.mode", "dump", "bad-mode"),
             ("backup.mode", "puase", "bad-mode"),

@@ -12,8 +12,9 @@ use tokio::process::{Child, ChildStderr, ChildStdin};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::report::{self, Failure, Kind, Line, MAX_WARNINGS, Message};
-use super::{Progress, Sink, Stats};
+use super::failure::{self, Failure, Kind};
+use super::report::{self, Line, Message};
+use super::{MAX_WARNINGS, Progress, Sink, Stats};
 
 /// Of a line of an answer, or of what is said.
 const MAX_LINE: usize = 1 << 20;
@@ -62,7 +63,7 @@ impl Log {
 
     /// A connection that was not to be had is told by what ssh had to say.
     pub fn explain(&self, ended: Result<Output, Failure>) -> Result<Output, Failure> {
-        ended.map_err(|failure| report::explained(failure, &self.text()))
+        ended.map_err(|failure| failure::explained(failure, &self.text()))
     }
 
     /// Of a bounded length; without ssh there is none.
@@ -151,7 +152,7 @@ pub(super) async fn drive(
         return Err(Failure::new(Kind::Other, reason));
     }
     let status = child.wait().await.map_err(|error| Failure::new(Kind::Other, format!("borg's end was not seen: {error}")))?;
-    report::ended(status.code(), &said.messages, is_check)?;
+    failure::ended(status.code(), &said.messages, is_check)?;
     Ok(said.output())
 }
 

@@ -10,9 +10,10 @@ use super::archive::Comment;
 use super::borg::{Borg, Output, quiet};
 use super::command::{Access, Command};
 use super::contents::{Contents, Entry, Kind};
+use super::failure::{self, Failure};
 use super::listing::Archive;
-use super::report::{Archives, Change, Failure, FileEntry};
-use super::{Repository, Sink, Stats, report};
+use super::report::{Archives, Change, FileEntry};
+use super::{Repository, Sink, Stats};
 use crate::diagnostic::Diagnostic;
 
 /// For what reads lists; an archive of a million files over a slow line.
@@ -92,7 +93,7 @@ impl Reader {
     pub async fn known(&self, name: &str, stop: &CancellationToken) -> Result<Known, Failure> {
         let listed: Archives = self.ask(&self.access().info(name), stop).await?;
         let Some(found) = listed.archives.into_iter().next() else {
-            return Err(Failure::new(report::Kind::NoArchive, format!("there is no archive {name}")));
+            return Err(Failure::new(failure::Kind::NoArchive, format!("there is no archive {name}")));
         };
         Ok(Known {
             archive: Archive::of(&found.name, time(&found.start)),

@@ -10,7 +10,6 @@ use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 
 use super::archive::Comment;
-use super::command::holder;
 use super::dump::{self, Passing};
 use super::engine::Engine;
 use super::inventory::Container;
@@ -22,7 +21,7 @@ use super::restore::{Step, losses, subject};
 use super::runner::Runner;
 use super::shelf::Journal;
 use super::step::{Named, is_local};
-use super::{Database, Job, Mode, Progress, Reason, Repository, Sink, Task, Verdict, room};
+use super::{Database, Job, Mode, Progress, Reason, Repository, Run, Sink, Task, Verdict, room};
 
 /// A database that begins with an empty directory makes its files first.
 const STARTING: Duration = Duration::from_secs(300);
@@ -167,21 +166,10 @@ impl Restorer<'_> {
             return Ok(());
         }
         let began = Timestamp::now();
-        let run = format!("{}-{:08x}", began.strftime("%Y%m%dT%H%M%S"), fastrand::u32(..));
-        let entry = Entry {
-            task: Task::Save,
-            volume: Some(self.volume.to_owned()),
-            target: self.safety.map(|(target, _)| target.to_owned()).unwrap_or_default(),
-            repository: self.reader.repository.clone(),
-            holder: holder(&run),
-            archive: None,
-            began,
-            deadline: None,
-            step: format!("restore, {step}"),
-            paused: Vec::new(),
-            stopped: Vec::new(),
-            run,
-        };
+        let run = Run::id(began, fastrand::u32(..));
+        let target = self.safety.map(|(target, _)| target).unwrap_or_default();
+        let entry = Entry::new(&run, began, Task::Save, Some(self.volume), target, &self.reader.repository);
+        let entry = Entry { step: format!("restore, {step}"), ..entry };
         let journal = self.runner.shelf.begin(entry).await;
         at.journal = Some(journal.map_err(|error| format!("nothing was done, as it could not be written down first: {error}"))?);
         Ok(())

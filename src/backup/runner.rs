@@ -17,7 +17,7 @@ use super::quiet::SETTLE;
 use super::shelf::{Dead, Journal, Shelf};
 use super::step::{Step, steps};
 use super::vault::{Account, Vault};
-use super::{Job, Run, Sink, Subject, Verdict, archive, command, keys, step, unlock};
+use super::{Job, Run, Sink, Subject, Task, Verdict, archive, command, keys, step, trial, unlock};
 use crate::config;
 use crate::store::Store;
 
@@ -63,41 +63,33 @@ impl Runner {
         steps(job, subject, &self.config).into_iter().map(with_command).collect()
     }
 
+    /// Does whatever a job asks for, and remembers how that went. `subject` is its volume.
+    pub async fn carry_out(&self, job: &Job, subject: Option<&Subject>, sink: &Sink, stop: &CancellationToken) -> Run {
+        match (job.task, subject) {
+            (Task::Save, Some(subject)) => self.save(job, subject, sink, stop).await,
+            (Task::Drill, Some(subject)) => {
+                // Without an engine a dump is only looked at.
+                let engine = Engine::connect(&self.docker).await.ok();
+                trial::drill(self, engine.as_ref(), job, &subject.node, sink, stop).await
+            }
+            (Task::Save | Task::Drill, None) => Run::failed(job, Timestamp::now(), "the volume is gone".to_owned()),
+            (Task::CheckRepository | Task::CheckArchives | Task::VerifyData, _) => self.check(job, sink, stop).await,
+        }
+    }
+
     /// Saves one volume to one target, and remembers how that went.
     pub async fn save(&self, job: &Job, subject: &Subject, sink: &Sink, stop: &CancellationToken) -> Run {
-        self.carry_out(job, Some(subject), subject.settings.timeout, sink, stop).await
+        self.stepped(job, Some(subject), subject.settings.timeout, sink, stop).await
     }
 
     /// Checks one repository, and remembers how that went.
     pub async fn check(&self, job: &Job, sink: &Sink, stop: &CancellationToken) -> Run {
-        self.carry_out(job, None, CHECK_LIMIT, sink, stop).await
+        self.stepped(job, None, CHECK_LIMIT, sink, stop).await
     }
 
-    async fn carry_out(&self, job: &Job, subject: Option<&Subject>, limit: Duration, sink: &Sink, stop: &CancellationToken) -> Run {
-        let began = Timestamp::now();
-        let id = format!("{}-{:08x}", began.strftime("%Y%m%dT%H%M%S"), fastrand::u32(..));
-        let mut run = Run {
-            id: id.clone(),
-            task: job.task,
-            volume: job.volume.clone(),
-            target: job.target.clone(),
-            repository: job.repository.clone(),
-            archive: None,
-            began,
-            ended: began,
-            verdict: Verdict::Failed,
-            message: String::new(),
-            warnings: Vec::new(),
-            more_warnings: 0,
-            stats: super::Stats::default(),
-            census: None,
-            reason: job.reason,
-        };
-        let what = job.volume.as_deref().unwrap_or(&job.repository.name);
-        tracing::info!(run = id, volume = what, target = job.target, "a backup's work begins: {:?}", job.task);
-        // What died here before may hold containers and locks.
-        self.recover().await;
-        match self.begin(&id, job, subject, limit, (sink, stop)).await {
+    async fn stepped(&self, job: &Job, subject: Option<&Subject>, limit: Duration, sink: &Sink, stop: &CancellationToken) -> Run {
+        let mut run = self.begun(job).await;
+        match self.begin(&run.id, job, subject, limit, (sink, stop)).await {
             Ok(mut work) => {
                 let judgement = work.carry_out(subject).await;
                 let (journal, account) = work.end();
@@ -109,16 +101,30 @@ impl Runner {
             }
             Err(why) => run.message = why,
         }
-        run.ended = Timestamp::now();
+        self.ended(run, stop).await
+    }
+
+    /// Says that a run begins, after what died here before, which may hold containers and locks, is undone.
+    pub(super) async fn begun(&self, job: &Job) -> Run {
+        let run = Run::begun(job, Timestamp::now(), fastrand::u32(..));
+        tracing::info!(run = run.id, volume = run.what(), target = run.target, "a backup's work begins: {:?}", run.task);
+        self.recover().await;
+        run
+    }
+
+    /// Says how a run ended, and remembers it.
+    pub(super) async fn ended(&self, run: Run, stop: &CancellationToken) -> Run {
+        let run = Run { ended: Timestamp::now(), ..run };
+        let (id, volume, target) = (&run.id, run.what(), &run.target);
         if run.verdict == Verdict::Failed && stop.is_cancelled() {
             // Neither a failure nor a success: the next plan finds it still to be done.
-            tracing::warn!(run = id, volume = what, target = job.target, "it was stopped");
+            tracing::warn!(run = id, volume, target, "it was stopped");
             return run;
         }
         match run.verdict {
-            Verdict::Failed => tracing::error!(run = id, volume = what, target = job.target, "it failed: {}", run.message),
-            Verdict::Warning => tracing::warn!(run = id, volume = what, target = job.target, "it is done: {}", run.message),
-            Verdict::Good => tracing::info!(run = id, volume = what, target = job.target, "it is done: {}", run.message),
+            Verdict::Failed => tracing::error!(run = id, volume, target, "it failed: {}", run.message),
+            Verdict::Warning => tracing::warn!(run = id, volume, target, "it is done: {}", run.message),
+            Verdict::Good => tracing::info!(run = id, volume, target, "it is done: {}", run.message),
         }
         if let Err(error) = self.shelf.note(run.clone()).await {
             tracing::error!(run = id, "how a backup went cannot be remembered: {error}");
@@ -137,18 +143,8 @@ impl Runner {
         let until = Instant::now() + limit;
         let vault = Vault::open(self, id, job, subject, (sink, stop), until)?;
         let entry = Entry {
-            run: id.to_owned(),
-            task: job.task,
-            volume: job.volume.clone(),
-            target: job.target.clone(),
-            repository: job.repository.clone(),
-            holder: command::holder(id),
             archive: vault.archive.as_ref().map(|name| archive::unproven(name)),
-            began: Timestamp::now(),
-            deadline: None,
-            step: String::new(),
-            paused: Vec::new(),
-            stopped: Vec::new(),
+            ..Entry::new(id, Timestamp::now(), job.task, job.volume.as_deref(), &job.target, &job.repository)
         };
         let journal = self.shelf.begin(entry).await;
         let journal = journal.map_err(|error| format!("nothing was done, as it could not be written down first: {error}"))?;

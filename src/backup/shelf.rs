@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 
 use super::journal::{Entry, Found, line, read};
-use super::{Repository, Run, Runs, Series, SeriesKey};
+use super::{MAX_WARNINGS, Repository, Run, Runs, Series, SeriesKey};
 use crate::store::{self, Store, Version};
 
 const RUNS: &str = "backup/runs/";
@@ -30,7 +30,6 @@ const TRIES: u32 = 20;
 /// Runs that keep all their warnings; older ones keep a few, so that a series has an end.
 const TALKATIVE: usize = 5;
 const FEW: usize = 3;
-const MAX_WARNINGS: usize = 100;
 const MAX_TEXT: usize = 500;
 
 /// Why something could not be remembered.

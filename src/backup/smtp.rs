@@ -10,8 +10,9 @@ use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
 use lettre::{AsyncSmtpTransport, AsyncTransport, Tokio1Executor};
 
 use crate::config::notify::Server;
+use crate::outbound::causes;
 
-use super::courier::{Refusal, causes, certificates, secret};
+use super::courier::{Refusal, certificates, secret};
 use super::payload::Mail;
 
 /// How mails go out.

@@ -9,12 +9,10 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
-use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
 use tokio_util::sync::CancellationToken;
 
 use super::archive::Comment;
-use super::command::holder;
 use super::drill::{Evidence, Found, Hashed, Load, Loaded, Sample, judge};
 use super::dump::{self, Passing};
 use super::engine::{Engine, Throwaway};
@@ -22,7 +20,7 @@ use super::journal::Entry;
 use super::listing::{self, Choice};
 use super::reader::{Extraction, Reader};
 use super::runner::Runner;
-use super::{Database, Job, Progress, Run, Sink, Stats, Verdict, keys, placing, room};
+use super::{Database, Job, MAX_WARNINGS, Progress, Run, Sink, Stats, Verdict, keys, placing, room};
 
 /// What a scratch directory needs beside the files' bytes.
 const SPARE: u64 = 64 << 20;
@@ -33,41 +31,18 @@ const CHUNK: usize = 256 << 10;
 const STARTING: Duration = Duration::from_secs(180);
 const PAUSE: Duration = Duration::from_millis(500);
 const MAX_OUTPUT: usize = 64 << 10;
-const MAX_WARNINGS: usize = 100;
 
 /// Restores the newest archive of the job's volume on trial, and remembers how that went. Without an engine no dump is loaded.
 pub async fn drill(runner: &Runner, engine: Option<&Engine>, job: &Job, node: &str, sink: &Sink, stop: &CancellationToken) -> Run {
-    let began = Timestamp::now();
-    let id = format!("{}-{:08x}", began.strftime("%Y%m%dT%H%M%S"), fastrand::u32(..));
-    let mut run = Run {
-        id: id.clone(),
-        task: job.task,
-        volume: job.volume.clone(),
-        target: job.target.clone(),
-        repository: job.repository.clone(),
-        archive: None,
-        began,
-        ended: began,
-        verdict: Verdict::Failed,
-        message: String::new(),
-        warnings: Vec::new(),
-        more_warnings: 0,
-        stats: Stats::default(),
-        census: None,
-        reason: job.reason,
-    };
-    runner.recover().await;
+    let mut run = runner.begun(job).await;
+    let id = run.id.clone();
     let trial = Trial { runner, engine, job, node, sink, stop };
     let limited = tokio::time::timeout(runner.config.timeout, trial.carry_out(&id, &mut run)).await;
     let ended = limited.unwrap_or_else(|_| Err(format!("it took longer than {} s", runner.config.timeout.as_secs())));
     if let Err(why) = ended {
         (run.verdict, run.message) = (Verdict::Failed, why);
     }
-    run.ended = Timestamp::now();
-    if let Err(error) = runner.shelf.note(run.clone()).await {
-        tracing::error!(run = id, "how a drill went cannot be remembered: {error}");
-    }
-    run
+    runner.ended(run, stop).await
 }
 
 struct Trial<'a> {
@@ -87,20 +62,9 @@ impl Trial<'_> {
         let root = self.runner.config.scratch.clone().unwrap_or_else(|| self.runner.state.join("backup").join("scratch"));
         let scratch = apart(move || Scratch::make(&root)).await??;
         self.sweep().await;
-        let entry = Entry {
-            run: id.to_owned(),
-            task: self.job.task,
-            volume: self.job.volume.clone(),
-            target: self.job.target.clone(),
-            repository: self.job.repository.clone(),
-            holder: holder(id),
-            archive: None,
-            began: run.began,
-            deadline: None,
-            step: "drill".to_owned(),
-            paused: Vec::new(),
-            stopped: Vec::new(),
-        };
+        let job = self.job;
+        let entry = Entry::new(id, run.began, job.task, Some(volume), &job.target, &job.repository);
+        let entry = Entry { step: "drill".to_owned(), ..entry };
         let journal = self.runner.shelf.begin(entry).await.map_err(|error| format!("it could not be written down: {error}"))?;
         let ended = self.compare(volume, &reader, &scratch, run).await;
         let removed = apart(move || scratch.remove()).await?;

@@ -10,13 +10,11 @@ use tokio_util::sync::CancellationToken;
 use super::archive;
 use super::borg::{Feed, Output};
 use super::command::{Access, Command};
-use super::report::{Archives, Failure, Kind};
+use super::failure::{Failure, Kind};
+use super::report::Archives;
 use super::runner::Runner;
 use super::step::{Step, command};
-use super::{Census, Job, Progress, Sink, Stats, Subject, keys};
-
-/// Warnings that a run keeps.
-const MAX_WARNINGS: usize = 100;
+use super::{Census, Job, MAX_WARNINGS, Progress, Sink, Stats, Subject, keys};
 
 /// What a run has to say of its archive.
 #[derive(Debug, Default)]

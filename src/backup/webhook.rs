@@ -1,7 +1,7 @@
 //! Notices over HTTP: one POST, judged by its status. Redirects are not followed: a notice is for whom it is addressed to.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -9,26 +9,21 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::RootCertStore;
 
-use super::courier::{Refusal, causes, certificates};
+use super::courier::{Refusal, certificates};
+use crate::outbound::{Client, Outbound, causes};
 
 /// Bytes of an answer that are read.
 const LARGEST: usize = 64 * 1024;
-const IDLE: Duration = Duration::from_secs(30);
+const CONNECT: Duration = Duration::from_secs(10);
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("skep/", env!("CARGO_PKG_VERSION")));
-
-type Posting = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// Connections to all receivers.
 pub(super) struct Webhooks {
     ca: Option<PathBuf>,
     /// Made at first use: most who run this tell nobody.
-    client: OnceLock<Posting>,
+    client: OnceLock<Client>,
 }
 
 impl Webhooks {
@@ -37,7 +32,7 @@ impl Webhooks {
         Webhooks { ca, client: OnceLock::new() }
     }
 
-    fn client(&self) -> Result<Posting, Refusal> {
+    fn client(&self) -> Result<Client, Refusal> {
         if let Some(client) = self.client.get() {
             return Ok(client.clone());
         }
@@ -90,25 +85,11 @@ fn credentials(uri: &Uri) -> Option<HeaderValue> {
     Some(value)
 }
 
-fn client(ca: Option<&Path>) -> Result<Posting, String> {
+fn client(ca: Option<&Path>) -> Result<Client, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(path) = ca {
         roots.add_parsable_certificates(certificates(path)?);
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| format!("TLS cannot be used: {error}"))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(connector);
-    Ok(Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE)
-        .pool_max_idle_per_host(2)
-        .build(connector))
+    Outbound { roots, https_only: false, connect: CONNECT, kept: 2 }.client()
 }

@@ -14,6 +14,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::dns::{Error, Fault};
 use super::record::Secret;
+use crate::outbound::causes;
 
 /// One request, connection included.
 const REQUEST: Duration = Duration::from_secs(30);
@@ -110,11 +111,6 @@ pub fn escaped(name: &str) -> String {
 /// TXT values come with or without quotation marks.
 pub fn same_value(given: &str, value: &str) -> bool {
     given.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(given) == value
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
-    causes.collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

@@ -12,9 +12,9 @@ use zeroize::Zeroizing;
 
 use crate::backup::borg::{Borg, quiet};
 use crate::backup::engine::Engine;
+use crate::backup::failure::Kind;
 use crate::backup::keys;
 use crate::backup::plan::repository;
-use crate::backup::report::Kind;
 use crate::backup::survey::survey;
 use crate::backup::{Repository, Runs};
 use crate::config::Config;

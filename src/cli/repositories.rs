@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backup::borg::Borg;
 use crate::backup::engine::Engine;
+use crate::backup::failure::{self, Kind};
 use crate::backup::listing::{self, Archive, Choice, choose};
 use crate::backup::plan::repository;
 use crate::backup::reader::{Error, Reader};
-use crate::backup::report::{self, Kind};
 use crate::backup::shelf::Shelf;
 use crate::backup::step::is_local;
-use crate::backup::{Repository, Runs, keys};
+use crate::backup::{Repository, Run, Runs, keys};
 use crate::config::Config;
 use crate::config::backup::Target;
 use crate::diagnostic::Diagnostic;
@@ -95,7 +95,7 @@ impl Place {
         }
         let stop = CancellationToken::new();
         interrupted(stop.clone());
-        let run = format!("{}-{:08x}", Timestamp::now().strftime("%Y%m%dT%H%M%S"), fastrand::u32(..));
+        let run = Run::id(Timestamp::now(), fastrand::u32(..));
         match &self.repository {
             Some(location) => self.named(config, location, stop, run).await,
             None => self.configured(config, stop, run).await,
@@ -185,7 +185,7 @@ impl Repositories {
     pub async fn choose(&self, volume: Option<&str>, choice: &Choice) -> Result<Chosen<'_>, Failure> {
         let volume = volume.map(|volume| listing::written(volume, &self.node).0);
         let mut missing: Option<Diagnostic> = None;
-        let mut failed: Option<report::Failure> = None;
+        let mut failed: Option<failure::Failure> = None;
         for opened in &self.all {
             match opened.reader.archives(&self.stop).await {
                 Ok(archives) => match choose(&archives, volume.as_deref(), choice) {
@@ -233,7 +233,7 @@ impl Repositories {
 }
 
 /// borg's failure, with what to do about it on a line of its own.
-pub(super) fn said(failure: report::Failure) -> Failure {
+pub(super) fn said(failure: failure::Failure) -> Failure {
     match failure.help.is_empty() {
         true => Failure::Said(output::harmless(&failure.message)),
         false => Failure::Said(format!("{}\n  {}", output::harmless(&failure.message), failure.help)),

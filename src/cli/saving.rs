@@ -8,10 +8,9 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::command::Command;
-use crate::backup::engine::Engine;
 use crate::backup::plan::repository;
 use crate::backup::runner::Runner;
-use crate::backup::{Job, Reason, Run, Stats, Subject, Task, Verdict as Ended, trial};
+use crate::backup::{Job, Reason, Run, Stats, Subject, Task, Verdict as Ended};
 use crate::diagnostic::{Diagnostic, Severity, render};
 
 use super::bar::Bar;
@@ -72,7 +71,7 @@ pub(super) fn run(args: &RunArgs) -> Outcome {
             if stop.is_cancelled() {
                 return Err(Failure::said("stopped; what was under way was ended, and its application goes on"));
             }
-            let run = one(&desk, &runner, job, &stop).await?;
+            let run = one(&desk, &runner, job, &stop).await;
             output::print(&ended(&run))?;
             if run.verdict == Ended::Failed {
                 verdict = Verdict::Wrong;
@@ -124,7 +123,7 @@ fn nothing(desk: &Desk, args: &RunArgs) -> Outcome {
     Ok(Verdict::Fine)
 }
 
-async fn one(desk: &Desk, runner: &Runner, job: &Job, stop: &CancellationToken) -> Result<Run, Failure> {
+async fn one(desk: &Desk, runner: &Runner, job: &Job, stop: &CancellationToken) -> Run {
     let subject = job.volume.as_ref().and_then(|name| desk.survey.subjects.iter().find(|subject| subject.volume.name == *name));
     let known = desk.runs.get(&job.key()).and_then(|series| series.success.as_ref()).map(|run| run.stats);
     let bar = Bar::new(known);
@@ -137,18 +136,9 @@ async fn one(desk: &Desk, runner: &Runner, job: &Job, stop: &CancellationToken) 
             }
         });
     }
-    let run = match (job.task, subject) {
-        (Task::Save, Some(subject)) => runner.save(job, subject, &sink, stop).await,
-        (Task::Drill, Some(subject)) => {
-            let engine = Engine::connect(&desk.config.docker).await.ok();
-            trial::drill(runner, engine.as_ref(), job, &subject.node, &sink, stop).await
-        }
-
-        (Task::Save | Task::Drill, None) => return Err(Failure::said(format!("the volume {:?} is gone", job.volume))),
-        _ => runner.check(job, &sink, stop).await,
-    };
+    let run = runner.carry_out(job, subject, &sink, stop).await;
     bar.clear();
-    Ok(run)
+    run
 }
 
 /// Files and bytes below a directory, if they can be counted in a moment.

@@ -160,6 +160,13 @@ pub fn pattern(text: &str) -> Result<(), (String, String)> {
     if path.is_empty() {
         return Err((format!("`{}` says no files", brief(text)), EXAMPLE.to_owned()));
     }
+    if style == "re:"
+        && let Err(error) = regex::Regex::new(path)
+    {
+        let why = error.to_string();
+        let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
+        return Err((format!("`{}` is no regular expression: {why}", brief(text)), EXAMPLE.to_owned()));
+    }
     if path.starts_with('/') {
         let help = format!("write `{style}{}`: patterns are relative to the volume's root", brief(path.trim_start_matches('/')));
         return Err((format!("`{}` begins at the root of the machine", brief(text)), help));
@@ -378,6 +385,7 @@ mod tests {
             ("keep = \"0d\"", "bad-keep"),
             ("mode = \"scale\"", "bad-word"),
             ("exclude = [\"/etc\"]", "bad-pattern"),
+            ("exclude = [\"re:(cache\"]", "bad-pattern"),
             ("exclude = [\"../x\"]", "bad-pattern"),
             ("time-zone = \"Paris\"", "bad-time-zone"),
             ("window = \"22\"", "bad-window"),

@@ -53,7 +53,11 @@ impl Schedule {
         };
         let parts: Vec<&str> = fields.split_whitespace().collect();
         let &[minute, hour, day, month, weekday] = parts.as_slice() else {
-            return Err(format!("`{}` has {} fields, a schedule has five; {EXAMPLE}", brief(text), parts.len()));
+            return Err(format!(
+                "`{}` has {}, a schedule has five; {EXAMPLE}",
+                brief(text),
+                if parts.len() == 1 { "one field".to_owned() } else { format!("{} fields", parts.len()) }
+            ));
         };
         let whole = read(fields).map_err(|why| format!("`{}` is not a schedule ({why}); {EXAMPLE}", brief(text)))?;
         if !days(&whole).any(|due| due) {

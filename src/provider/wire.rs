@@ -1,7 +1,6 @@
 //! One engine's API: calls that are counted, bounded in time and size, and decoded.
 //! The connection (socket, TCP, TLS, version) is bollard's; what to ask and when is decided elsewhere.
 
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,6 +13,7 @@ use futures_util::{Stream, TryStreamExt};
 use serde::de::DeserializeOwned;
 
 use crate::config;
+use crate::config::docker::{Dial, NoWay};
 use crate::provider::Health;
 use crate::provider::api::{Info, Listing, Task};
 use crate::provider::listing::{Inventory, Vantage};
@@ -52,10 +52,8 @@ const ACTIONS: [&str; 17] = [
 /// Why the engine could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("docker.endpoint `{0}` is none of unix:///path, tcp://host:port, https://host:port")]
-    Endpoint(String),
-    #[error("docker.endpoint `{0}` wants docker.tls: the directory with ca.pem, cert.pem and key.pem")]
-    NoKeys(String),
+    #[error(transparent)]
+    NoWay(#[from] NoWay),
     #[error("{endpoint}: {source}")]
     Connect { endpoint: String, source: bollard::errors::Error },
     #[error("{call}: {source}")]
@@ -87,15 +85,12 @@ impl Client {
         let endpoint = &config.endpoint;
         let failed = |source| Error::Connect { endpoint: endpoint.clone(), source };
         let seconds = TIMEOUT.as_secs();
-        let docker = match (endpoint.split_once("://"), &config.tls) {
-            (Some(("unix", path)), _) => Docker::connect_with_unix(path, seconds, API_DEFAULT_VERSION),
-            (Some(("tcp" | "https", _)), Some(pems)) => {
-                let pem = |name: &str| Path::join(pems, name);
-                Docker::connect_with_ssl(endpoint, &pem("key.pem"), &pem("cert.pem"), &pem("ca.pem"), seconds, API_DEFAULT_VERSION)
+        let docker = match config.dial()? {
+            Dial::Socket(path) => Docker::connect_with_unix(path, seconds, API_DEFAULT_VERSION),
+            Dial::Tls { key, certificate, authority } => {
+                Docker::connect_with_ssl(endpoint, &key, &certificate, &authority, seconds, API_DEFAULT_VERSION)
             }
-            (Some(("tcp" | "http", _)), None) => Docker::connect_with_http(endpoint, seconds, API_DEFAULT_VERSION),
-            (Some(("https", _)), None) => return Err(Error::NoKeys(endpoint.clone())),
-            _ => return Err(Error::Endpoint(endpoint.clone())),
+            Dial::Plain => Docker::connect_with_http(endpoint, seconds, API_DEFAULT_VERSION),
         };
         let docker = docker.map_err(failed)?;
         health.calls.fetch_add(1, Relaxed);

@@ -2,38 +2,31 @@
 //! what the answer means is decided by [`crate::auth::authorizer`].
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::RootCertStore;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::timeout;
 
 use crate::auth::authorizer::{LARGEST, Word, word};
 use crate::config::Auth;
+use crate::outbound::{Client, Outbound, causes};
 
 const CONNECT: Duration = Duration::from_secs(2);
 /// From the question to the end of the answer, with the wait for a place.
 const TIME: Duration = Duration::from_secs(10);
-const IDLE: Duration = Duration::from_secs(30);
 const IDLE_CONNECTIONS: usize = 16;
 /// Questions at one time.
 const AT_ONCE: usize = 256;
 /// Authorizers of which it is remembered whether they answer.
 const MOST: usize = 1000;
 
-type Asking = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
-
 /// Whoever asks. The client is made at the first question: most edges have none.
 pub(super) struct Authorizers {
-    client: OnceCell<Result<Asking, String>>,
+    client: OnceCell<Result<Client, String>>,
     places: Semaphore,
     /// By URL: it does not answer, which was said.
     silent: Mutex<HashMap<String, bool>>,
@@ -60,7 +53,7 @@ impl Authorizers {
         let _place = self.places.acquire().await.map_err(|error| error.to_string())?;
         let mut request = Request::get(url).body(Full::default()).map_err(|error| error.to_string())?;
         request.headers_mut().extend(fields);
-        let answer = client.request(request).await.map_err(|error| words(&error))?;
+        let answer = client.request(request).await.map_err(|error| causes(&error))?;
         let (head, body) = answer.into_parts();
         let body = Limited::new(body, LARGEST).collect().await.map_err(|error| format!("its answer broke off or is too long: {error}"))?;
         Ok(word(head.status, &head.headers, &body.to_bytes(), auth))
@@ -82,33 +75,8 @@ impl Authorizers {
 }
 
 /// With its causes, of which the last one tells most.
-fn words(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
-}
-
-fn client() -> Result<Asking, String> {
+fn client() -> Result<Client, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| format!("TLS cannot be used: {error}"))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_connect_timeout(Some(CONNECT));
-    connector.set_nodelay(true);
-    let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(connector);
-    Ok(Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
-        .build(connector))
+    Outbound { roots, https_only: false, connect: CONNECT, kept: IDLE_CONNECTIONS }.client()
 }

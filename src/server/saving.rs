@@ -1,34 +1,33 @@
 //! Saves the volumes of this node: asks for the plan whenever something happened, begins what is ready, publishes how all of it
 //! stands, and tells who wants to hear. One process of a node has this duty; another one beside it (an upgrade) waits for its end.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rustix::fs::{FlockOperation, flock};
 use tokio::sync::watch;
 use tokio::task::{self, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::borg::{Borg, OURSELVES};
-use crate::backup::courier::{Counts, Courier};
+use crate::backup::courier::Courier;
+use crate::backup::duty::Duty;
 use crate::backup::engine::Engine;
 use crate::backup::notice::{Told, notices};
 use crate::backup::plan::{Held, Scene, held, plan, ready, unkept};
 use crate::backup::runner::Runner;
 use crate::backup::shelf::Shelf;
-use crate::backup::standing::{self, Doing, Facts, Report, standing};
+use crate::backup::standing::{Facts, standing};
 use crate::backup::survey::{Survey, survey};
-use crate::backup::{Job, Progress, Run, Runs, Sink, Subject, Task, Verdict, room, trial};
+use crate::backup::{Job, Progress, Run, Runs, Sink, Verdict, room};
 use crate::config::Config;
 use crate::config::notify::unheard;
 use crate::diagnostic::{Diagnostic, Severity, render};
 use crate::state::Live;
 use crate::store::{self, Store};
-use crate::telemetry::backup::BackupsNow;
+
+use super::standing::{Shown, Standing};
 
 /// The node is looked at again at least so often: volumes come without an event.
 const LONGEST_REST: Duration = Duration::from_secs(60);
@@ -42,34 +41,6 @@ const DUTY: Duration = Duration::from_secs(1);
 const TOLD: &str = "backup/told";
 /// How long a stop waits for notices that are under way.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-
-/// How the backups of this node stand: as of the last look, and what is under way right now.
-#[derive(Clone, Default)]
-pub struct Standing(Arc<Mutex<Known>>);
-
-#[derive(Default)]
-struct Known {
-    report: Report,
-    counts: Counts,
-    under_way: Vec<(Job, Arc<Mutex<Option<Progress>>>)>,
-}
-
-impl Standing {
-    /// For whoever looks.
-    pub fn now(&self) -> BackupsNow {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut report = known.report.clone();
-        for (job, progress) in &known.under_way {
-            let now = progress.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let is_its =
-                |standing: &&mut standing::Standing| job.volume.as_ref() == Some(&standing.volume) && job.target == standing.target;
-            if let Some(standing) = report.volumes.iter_mut().find(is_its) {
-                standing.doing = Some(Doing { task: job.task, progress: now });
-            }
-        }
-        BackupsNow { report, delivered: known.counts.delivered, lost: known.counts.lost }
-    }
-}
 
 /// The one task that saves volumes.
 pub struct Saving {
@@ -92,7 +63,7 @@ pub struct Saving {
     /// The trouble that was logged, until it is over.
     trouble: Option<String>,
     /// Held by the one process that saves.
-    duty: Option<File>,
+    duty: Option<Duty>,
     /// Ends what is under way.
     stop: CancellationToken,
 }
@@ -101,7 +72,7 @@ pub struct Saving {
 struct UnderWay {
     job: Job,
     id: task::Id,
-    progress: Arc<Mutex<Option<Progress>>>,
+    progress: Shown,
 }
 
 /// What a look needs of the shelf.
@@ -186,14 +157,12 @@ impl Saving {
     }
 
     /// Waits until no other process of this node has it.
-    async fn duty(&mut self) -> File {
-        let directory = self.state.join("backup");
-        let path = directory.join("duty");
+    async fn duty(&mut self) -> Duty {
         loop {
-            match lock(&directory, &path) {
-                Ok(Some(file)) => {
+            match Duty::take(&self.state) {
+                Ok(Some(duty)) => {
                     self.fine();
-                    return file;
+                    return duty;
                 }
                 Ok(None) => {
                     if self.trouble.replace("another".to_owned()).is_none() {
@@ -202,7 +171,7 @@ impl Saving {
                     tokio::time::sleep(DUTY).await;
                 }
                 Err(error) => {
-                    self.trouble(format!("{} cannot be used: {error}", path.display()));
+                    self.trouble(format!("{} cannot be used: {error}", self.state.display()));
                     tokio::time::sleep(AGAIN).await;
                 }
             }
@@ -283,14 +252,14 @@ impl Saving {
         let Some(runner) = self.runner(shelf).await else { return self.cannot(job, shelf).await };
         let subject =
             job.volume.as_ref().and_then(|name| self.survey.subjects.iter().find(|subject| subject.volume.name == *name)).cloned();
-        let progress = Arc::<Mutex<Option<Progress>>>::default();
+        let progress = Shown::default();
         let shown = progress.clone();
         let sink: Sink = Arc::new(move |now| *shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(now));
         if let Some(courier) = &self.courier {
             courier.began(&job);
         }
         let (stop, doing) = (self.stop.clone(), job.clone());
-        let handle = self.tasks.spawn(async move { carry_out(&runner, &doing, subject.as_ref(), &sink, &stop).await });
+        let handle = self.tasks.spawn(async move { runner.carry_out(&doing, subject.as_ref(), &sink, &stop).await });
         self.under_way.push(UnderWay { job, id: handle.id(), progress });
     }
 
@@ -374,7 +343,7 @@ impl Saving {
         }
         let under_way = self.under_way.iter().map(|under_way| (under_way.job.clone(), under_way.progress.clone())).collect();
         let counts = self.courier.as_ref().map(Courier::counts).unwrap_or_default();
-        *self.standing.0.lock().unwrap_or_else(PoisonError::into_inner) = Known { report, counts, under_way };
+        self.standing.publish(report, counts, under_way);
     }
 
     async fn remember(&mut self, told: Told) {
@@ -407,29 +376,5 @@ impl Saving {
         if self.trouble.take().is_some() && !self.config.backup.targets.is_empty() {
             tracing::info!("backups: what was in the way is over");
         }
-    }
-}
-
-async fn carry_out(runner: &Runner, job: &Job, subject: Option<&Subject>, sink: &Sink, stop: &CancellationToken) -> Run {
-    match (job.task, subject) {
-        (Task::Save, Some(subject)) => runner.save(job, subject, sink, stop).await,
-        (Task::Drill, Some(subject)) => {
-            // Without an engine a dump is only looked at.
-            let engine = Engine::connect(&runner.docker).await.ok();
-            trial::drill(runner, engine.as_ref(), job, &subject.node, sink, stop).await
-        }
-        (Task::Save | Task::Drill, None) => Run::failed(job, Timestamp::now(), "the volume is gone".to_owned()),
-        _ => runner.check(job, sink, stop).await,
-    }
-}
-
-/// `None`: somebody else has it.
-fn lock(directory: &Path, path: &Path) -> std::io::Result<Option<File>> {
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error.into()),
     }
 }

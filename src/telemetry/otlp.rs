@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::Record;
 use super::span::{export, spans};
 use crate::config::Otlp;
+use crate::outbound::causes;
 
 /// Requests whose spans wait for the sender.
 const QUEUE: usize = 4096;
@@ -200,9 +201,9 @@ impl Exporter {
     }
 
     async fn answer(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), String> {
-        let (head, body) = self.client.request(request).await.map_err(|error| chain(&error))?.into_parts();
+        let (head, body) = self.client.request(request).await.map_err(|error| causes(&error))?.into_parts();
         // Read to its end, or the connection could not be used again.
-        let body = Limited::new(body, LONGEST_ANSWER).collect().await.map_err(|error| chain(&*error))?;
+        let body = Limited::new(body, LONGEST_ANSWER).collect().await.map_err(|error| causes(&*error))?;
         Ok((head.status, body.to_bytes()))
     }
 
@@ -235,11 +236,6 @@ fn refused(answer: &[u8]) -> Option<Failure> {
     let count = count.as_u64().or_else(|| count.as_str()?.parse().ok()).filter(|count| *count > 0)?;
     let said: String = partial["errorMessage"].as_str().unwrap_or("").chars().take(LONGEST_WORDS).collect();
     Some(Failure { reason: format!("it refused {count} spans: {said:?}"), again: false, lost: Some(count) })
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn read_headers(path: &Path) -> Result<HeaderMap, String> {

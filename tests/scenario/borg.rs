@@ -8,7 +8,8 @@ use bytes::Bytes;
 use futures_util::stream;
 use jiff::Timestamp;
 use skep::backup::command::Source;
-use skep::backup::report::{Archives, Kind};
+use skep::backup::failure::Kind;
+use skep::backup::report::Archives;
 use skep::backup::{Keep, archive, lock};
 use tokio_util::sync::CancellationToken;
 

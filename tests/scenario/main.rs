@@ -26,6 +26,7 @@ mod nightly;
 mod notices;
 mod pebble;
 mod people;
+mod place;
 mod probing;
 mod remote;
 mod renewal;

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use skep::backup::Repository;
 use skep::backup::borg::{Borg, quiet};
 use skep::backup::command::Source;
-use skep::backup::report::Kind;
+use skep::backup::failure::Kind;
 use skep::config;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;

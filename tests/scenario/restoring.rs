@@ -6,22 +6,20 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use skep::backup::borg::{Borg, quiet};
-use skep::backup::engine::Engine;
 use skep::backup::plan::repository;
 use skep::backup::runner::Runner;
 use skep::backup::shelf::Shelf;
-use skep::backup::{Database, Job, Mode, Reason, Repository, Run, Task, Verdict, keys, restore};
-use skep::config::{self, Config};
+use skep::backup::{Database, Job, Mode, Reason, Repository, Run, Task, Verdict, keys, restore, trial};
+use skep::config;
 use skep::store::keyed::Keyed;
 use tokio_util::sync::CancellationToken;
 
 use crate::borgs::{self, census, name, shell, versions};
-use crate::swarm::Engine as Scratch;
+use crate::place::Place;
 
 const SKEP: &str = env!("CARGO_BIN_EXE_skep");
 
@@ -215,22 +213,30 @@ async fn an_archive_is_looked_around_in() {
 
 /// A node with an engine, a target, and a configuration that commands read.
 struct House {
-    scratch: Scratch,
-    engine: Engine,
+    place: Place,
     runner: Runner,
     node: String,
-    directory: tempfile::TempDir,
-    containers: Vec<String>,
-    volumes: Vec<String>,
+}
+
+impl std::ops::Deref for House {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+impl std::ops::DerefMut for House {
+    fn deref_mut(&mut self) -> &mut Place {
+        &mut self.place
+    }
 }
 
 impl House {
     async fn new() -> Option<House> {
-        let scratch = Scratch::shared()?;
-        let docker = config::Docker { endpoint: scratch.socket(), ..Config::default().docker };
-        let engine = Engine::connect(&docker).await.unwrap();
-        let node = engine.inventory(None).await.unwrap().node;
-        let directory = tempfile::tempdir().unwrap();
+        let place = Place::new().await?;
+        let (directory, docker) = (&place.directory, place.docker.clone());
+        let node = place.engine.inventory(None).await.unwrap().node;
         let (state, target) = (directory.path().join("state"), directory.path().join("target"));
         shell(directory.path(), "mkdir -m 700 state");
         std::fs::write(
@@ -247,35 +253,7 @@ impl House {
         let borg = Borg::find(&config, &state).await.unwrap().with_tether(Path::new(SKEP));
         let shelf = Shelf::open(&state, Arc::new(Keyed::open(&state).unwrap().0)).unwrap();
         let runner = Runner { config, docker, state, shelf, borg, program: SKEP.into() };
-        Some(House { scratch, engine, runner, node, directory, containers: Vec::new(), volumes: Vec::new() })
-    }
-
-    fn named(&self, what: &str) -> String {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        format!("restoring-{what}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
-    }
-
-    fn volume(&mut self) -> (String, PathBuf) {
-        let name = self.named("volume");
-        self.scratch.docker(&["volume", "create", "--label", "backup.enable=true", "--label", "team=a", &name]);
-        self.volumes.push(name.clone());
-        let path = self.mountpoint(&name);
-        (name, path)
-    }
-
-    fn mountpoint(&self, volume: &str) -> PathBuf {
-        self.scratch.docker(&["volume", "inspect", "-f", "{{.Mountpoint}}", volume]).into()
-    }
-
-    fn container(&mut self, image: &str, options: &[&str], command: &[&str]) -> String {
-        let name = self.named("container");
-        let mut words = vec!["run", "-d", "--name", &name, "--network", "none", "--stop-timeout", "1"];
-        words.extend(options);
-        words.push(image);
-        words.extend(command);
-        let id = self.scratch.docker(&words);
-        self.containers.push(id.clone());
-        id
+        Some(House { place, runner, node })
     }
 
     fn repository(&self) -> Repository {
@@ -319,38 +297,6 @@ impl House {
     async fn state(&self, container: &str) -> String {
         self.engine.state(container).await.unwrap().unwrap_or_default()
     }
-
-    async fn until(&self, container: &str, state: &str) {
-        let began = Instant::now();
-        while self.state(container).await != state {
-            assert!(began.elapsed() < Duration::from_secs(60), "the container is {}, not {state}", self.state(container).await);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// What a command in a container writes, once it succeeds.
-    async fn said(&self, container: &str, command: &[&str]) -> String {
-        let words: Vec<String> = command.iter().map(ToString::to_string).collect();
-        for _ in 0..300 {
-            let (output, ended) = self.engine.exec(container, &words, None).await.unwrap().collect(1 << 20).await.unwrap();
-            if ended.code == 0 {
-                return String::from_utf8(output).unwrap();
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        panic!("{command:?} never succeeded");
-    }
-}
-
-impl Drop for House {
-    fn drop(&mut self) {
-        let quietly = |words: &[&str]| {
-            let mut command = Command::new("docker");
-            _ = command.args(["-H", &self.scratch.socket()]).args(words).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        };
-        self.containers.iter().for_each(|container| quietly(&["rm", "-f", "-v", container]));
-        self.volumes.iter().for_each(|volume| quietly(&["volume", "rm", "-f", volume]));
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -361,7 +307,7 @@ async fn a_volume_comes_back_beside_itself_and_after_it_was_destroyed() {
     let run = house.save(&volume, Mode::Hot).await;
     let (before, owner) = (census(&path), root(&path));
 
-    let copy = house.named("copy");
+    let copy = house.name("copy");
     house.volumes.push(copy.clone());
     let plan = house.skep(&["restore", &volume, "--into", &copy, "--dry-run"]).fine();
     assert!(plan.out.contains(&format!("1. make the volume {copy} (local)\n2. extract ")), "{}", plan.out);
@@ -453,7 +399,7 @@ async fn a_task_of_a_service_is_not_pulled_from_under_swarm() {
     shell(&path, "echo one > file");
     house.save(&volume, Mode::Hot).await;
     shell(&path, "echo two > file");
-    let service = house.named("service");
+    let service = house.name("service");
     let mount = format!("type=volume,source={volume},target=/data");
     house.scratch.docker(&["service", "create", "--name", &service, "--no-resolve-image", "--mount", &mount, "skep-test:1"]);
     let said = house.skep(&["restore", &volume, "--yes"]).refused("swarm-service");
@@ -478,6 +424,16 @@ async fn drills_tell_what_is_damaged() {
     let left = || std::fs::read_dir(&scratch).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count();
     assert_eq!(left(), 0);
     assert!(house.skep(&["list", &volume]).fine().out.contains("good, drilled"));
+    // One that is told to stop has told nothing of the archive.
+    let due = Timestamp::now();
+    let (volume_of, repository) = (Some(volume.clone()), house.repository());
+    let job = Job { task: Task::Drill, volume: volume_of, target: "disk".into(), repository, due, reason: Reason::Scheduled };
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let stopped = trial::drill(&house.runner, None, &job, &house.node, &quiet(), &stop).await;
+    assert_eq!(stopped.verdict, Verdict::Failed);
+    let drills = house.runner.shelf.runs().await.unwrap().remove(&job.key()).unwrap();
+    assert_eq!((drills.runs.len(), drills.runs[0].verdict), (1, Verdict::Good), "{drills:?}");
     assert!(house.skep(&["check"]).fine().out.contains("good"));
 
     // A disk that forgets: bytes in the largest segment turn over.

@@ -5,12 +5,11 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use skep::backup::borg::{Borg, quiet};
 use skep::backup::command::Access;
-use skep::backup::engine::{Engine, Throwaway};
+use skep::backup::engine::Throwaway;
 use skep::backup::guard::{Charge, Guard};
 use skep::backup::inventory::{MountKind, Volume};
 use skep::backup::journal::Entry;
@@ -22,104 +21,9 @@ use skep::config::{self, Config};
 use skep::store::keyed::Keyed;
 use tokio_util::sync::CancellationToken;
 
-use crate::swarm::Engine as Scratch;
+use crate::place::Place;
 
 const SKEP: &str = env!("CARGO_BIN_EXE_skep");
-
-/// The scratch engine, with what a test made there; all of it goes at the end.
-struct Place {
-    scratch: Scratch,
-    docker: config::Docker,
-    engine: Engine,
-    containers: Vec<String>,
-    volumes: Vec<String>,
-    directory: tempfile::TempDir,
-}
-
-impl Place {
-    async fn new() -> Option<Place> {
-        let scratch = Scratch::shared()?;
-        let docker = config::Docker { endpoint: scratch.socket(), ..Config::default().docker };
-        let engine = Engine::connect(&docker).await.unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        Some(Place { scratch, docker, engine, containers: Vec::new(), volumes: Vec::new(), directory })
-    }
-
-    fn name(&self, what: &str) -> String {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        format!("saving-{what}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// A volume, and where its files are.
-    fn volume(&mut self) -> (String, PathBuf) {
-        let name = self.name("volume");
-        self.scratch.docker(&["volume", "create", "--label", "backup.enable=true", &name]);
-        self.volumes.push(name.clone());
-        let path = self.scratch.docker(&["volume", "inspect", "-f", "{{.Mountpoint}}", &name]);
-        (name, path.into())
-    }
-
-    /// A running container; its id.
-    fn container(&mut self, image: &str, options: &[&str], command: &[&str]) -> String {
-        let name = self.name("container");
-        let mut words = vec!["run", "-d", "--name", &name, "--network", "none", "--stop-timeout", "1"];
-        words.extend(options);
-        words.push(image);
-        words.extend(command);
-        let id = self.scratch.docker(&words);
-        self.containers.push(id.clone());
-        id
-    }
-
-    /// One of a database's image, made if it is missing.
-    fn image(&self, name: &str) -> String {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images.sh");
-        let made = Command::new(script).args([name, &self.scratch.socket()]).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        format!("skep-test:{name}")
-    }
-
-    async fn until(&self, container: &str, state: &str) {
-        let began = Instant::now();
-        loop {
-            let now = self.engine.state(container).await.unwrap();
-            if now.as_deref() == Some(state) {
-                return;
-            }
-            assert!(began.elapsed() < Duration::from_secs(30), "the container is {now:?}, not {state}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// What a command in a container writes, once it succeeds.
-    async fn said(&self, container: &str, command: &[&str]) -> String {
-        let words: Vec<String> = command.iter().map(ToString::to_string).collect();
-        let mut last = None;
-        for _ in 0..200 {
-            let (output, ended) = self.engine.exec(container, &words, None).await.unwrap().collect(1 << 20).await.unwrap();
-            if ended.code == 0 {
-                return String::from_utf8(output).unwrap();
-            }
-            last = Some(ended);
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        panic!("{command:?} never succeeded: {last:?}");
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let quietly = |words: &[&str]| {
-            let mut command = Command::new("docker");
-            _ = command.args(["-H", &self.scratch.socket()]).args(words).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        };
-        for container in &self.containers {
-            quietly(&["unpause", container]);
-            quietly(&["rm", "-f", "-v", container]);
-        }
-        self.volumes.iter().for_each(|volume| quietly(&["volume", "rm", "-f", volume]));
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_tells_what_it_has_and_does_as_asked() {
