@@ -60,6 +60,14 @@ impl Entry {
     }
 }
 
+/// The run that works on the same volume, and began before `own`: two at once would bring the application back under each other's feet, or
+/// save what is half restored. `within` is the restore that a safety archive is made for. Whoever restores on trial touches no volume.
+pub fn in_the_way<'a>(own: &Entry, living: &'a [Entry], within: Option<&str>) -> Option<&'a Entry> {
+    let same = |entry: &&Entry| own.volume.is_some() && entry.volume == own.volume && entry.task == Task::Save;
+    let other = |entry: &&Entry| entry.run != own.run && Some(entry.run.as_str()) != within;
+    living.iter().filter(same).filter(other).find(|entry| (entry.began, &entry.run) < (own.began, &own.run))
+}
+
 /// What a journal file holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Found {
@@ -212,6 +220,30 @@ pub(super) mod tests {
 
     fn said(actions: &[Action]) -> Vec<String> {
         actions.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn one_run_works_on_a_volume_at_a_time() {
+        let repository = Repository { location: "/b/n1".into(), name: "n1".into() };
+        let entry = |run: &str, second, task, volume| {
+            Entry::new(run, Timestamp::from_second(second).expect("a time"), task, volume, "t", &repository)
+        };
+        let own = entry("b", 10, Task::Save, Some("v"));
+        for (other, is_in_the_way) in [
+            (entry("a", 9, Task::Save, Some("v")), true),
+            (entry("a", 10, Task::Save, Some("v")), true),
+            (entry("c", 10, Task::Save, Some("v")), false),
+            (entry("c", 11, Task::Save, Some("v")), false),
+            (entry("b", 10, Task::Save, Some("v")), false),
+            (entry("a", 9, Task::Save, Some("w")), false),
+            (entry("a", 9, Task::Drill, Some("v")), false),
+            (entry("a", 9, Task::CheckRepository, None), false),
+        ] {
+            let living = [other];
+            assert_eq!(in_the_way(&own, &living, None).is_some(), is_in_the_way, "{living:?}");
+            assert_eq!(in_the_way(&own, &living, Some("a")), None, "what it is a part of");
+        }
+        assert_eq!(in_the_way(&entry("b", 10, Task::CheckRepository, None), &[entry("a", 9, Task::Save, None)], None), None);
     }
 
     #[test]

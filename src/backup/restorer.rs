@@ -170,8 +170,7 @@ impl Restorer<'_> {
         let target = self.safety.map(|(target, _)| target).unwrap_or_default();
         let entry = Entry::new(&run, began, Task::Save, Some(self.volume), target, &self.reader.repository);
         let entry = Entry { step: format!("restore, {step}"), ..entry };
-        let journal = self.runner.shelf.begin(entry).await;
-        at.journal = Some(journal.map_err(|error| format!("nothing was done, as it could not be written down first: {error}"))?);
+        at.journal = Some(self.runner.shelf.occupy(entry, None).await?);
         Ok(())
     }
 
@@ -207,7 +206,8 @@ impl Restorer<'_> {
             due: Timestamp::now(),
             reason: Reason::Asked,
         };
-        let run = self.runner.save(&job, &subject, self.sink, self.stop).await;
+        let within = at.journal.as_ref().and_then(|journal| journal.entry()).map(|entry| entry.run.clone()).unwrap_or_default();
+        let run = self.runner.save_within(&within, &job, &subject, self.sink, self.stop).await;
         match (run.verdict, run.archive) {
             (Verdict::Good | Verdict::Warning, Some(archive)) => {
                 at.done.safety = Some(archive);

@@ -79,17 +79,22 @@ impl Runner {
 
     /// Saves one volume to one target, and remembers how that went.
     pub async fn save(&self, job: &Job, subject: &Subject, sink: &Sink, stop: &CancellationToken) -> Run {
-        self.stepped(job, Some(subject), subject.settings.timeout, sink, stop).await
+        self.stepped(job, Some(subject), (sink, stop), None).await
+    }
+
+    /// The same on behalf of the restore `within`, which has the volume.
+    pub(super) async fn save_within(&self, within: &str, job: &Job, subject: &Subject, sink: &Sink, stop: &CancellationToken) -> Run {
+        self.stepped(job, Some(subject), (sink, stop), Some(within)).await
     }
 
     /// Checks one repository, and remembers how that went.
     pub async fn check(&self, job: &Job, sink: &Sink, stop: &CancellationToken) -> Run {
-        self.stepped(job, None, CHECK_LIMIT, sink, stop).await
+        self.stepped(job, None, (sink, stop), None).await
     }
 
-    async fn stepped(&self, job: &Job, subject: Option<&Subject>, limit: Duration, sink: &Sink, stop: &CancellationToken) -> Run {
+    async fn stepped(&self, job: &Job, subject: Option<&Subject>, (sink, stop): (&Sink, &CancellationToken), within: Option<&str>) -> Run {
         let mut run = self.begun(job).await;
-        match self.begin(&run.id, job, subject, limit, (sink, stop)).await {
+        match self.begin(&run.id, job, subject, (sink, stop), within).await {
             Ok(mut work) => {
                 let judgement = work.carry_out(subject).await;
                 let (journal, account) = work.end();
@@ -137,17 +142,16 @@ impl Runner {
         id: &str,
         job: &'a Job,
         subject: Option<&'a Subject>,
-        limit: Duration,
         (sink, stop): (&'a Sink, &'a CancellationToken),
+        within: Option<&str>,
     ) -> Result<Work<'a>, String> {
-        let until = Instant::now() + limit;
+        let until = Instant::now() + subject.map_or(CHECK_LIMIT, |subject| subject.settings.timeout);
         let vault = Vault::open(self, id, job, subject, (sink, stop), until)?;
         let entry = Entry {
             archive: vault.archive.as_ref().map(|name| archive::unproven(name)),
             ..Entry::new(id, Timestamp::now(), job.task, job.volume.as_deref(), &job.target, &job.repository)
         };
-        let journal = self.shelf.begin(entry).await;
-        let journal = journal.map_err(|error| format!("nothing was done, as it could not be written down first: {error}"))?;
+        let journal = self.shelf.occupy(entry, within).await?;
         Ok(Work { runner: self, job, journal, vault, sink, stop, account: Account::default() })
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::journal::{Entry, Found, line, read};
+use super::journal::{Entry, Found, in_the_way, line, read};
 use super::{MAX_WARNINGS, Repository, Run, Runs, Series, SeriesKey};
 use crate::store::{self, Store, Version};
 
@@ -110,6 +110,26 @@ impl Shelf {
             }
         }
         Ok(runs)
+    }
+
+    /// Begins a journal, unless another run works on the same volume. It is written before that is looked at, so that of two which begin
+    /// at once the later one sees the other. `within` is the restore that the run is a part of.
+    ///
+    /// # Errors
+    /// Nothing may be done; a sentence.
+    pub async fn occupy(&self, entry: Entry, within: Option<&str>) -> Result<Journal, String> {
+        let nothing = |error: Error| format!("nothing was done, as it could not be written down first: {error}");
+        let own = entry.clone();
+        let journal = self.begin(entry).await.map_err(nothing)?;
+        let living = self.journals().await.map_err(nothing)?.living;
+        let Some(other) = in_the_way(&own, &living, within) else { return Ok(journal) };
+        let why = format!(
+            "nothing was done: the run {} works on the same volume since {}",
+            other.run,
+            other.began.strftime("%Y-%m-%d %H:%M:%S UTC")
+        );
+        journal.end().await.map_err(nothing)?;
+        Err(why)
     }
 
     /// Remembers how a run went.

@@ -538,6 +538,9 @@ async fn the_application_runs_after_every_failure() {
         async move { runner.save(&job, &subject, &quiet(), &CancellationToken::new()).await }
     });
     saving.until_hanging("create").await;
+    // Another one of the same volume does not get in between.
+    let second = saving.runner.save(&saving.job, &saving.subject, &quiet(), &CancellationToken::new()).await;
+    failed(&second, "works on the same volume since");
     task.abort();
     place.until(&id, "running").await;
     saving.clear("hang");
@@ -711,8 +714,12 @@ async fn locks_of_the_dead_are_broken_and_of_the_living_are_not() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     saving.subject.settings.mode = Mode::Hot;
+    // Another volume of the same repository.
+    let (own, other) = (saving.subject.volume.name.clone(), "other".to_owned());
+    (saving.subject.volume.name, saving.job.volume) = (other.clone(), Some(other));
     let run = saving.run().await;
     assert!(run.verdict == Verdict::Failed && run.message.contains("lock"), "it lives: {run:?}");
+    (saving.subject.volume.name, saving.job.volume) = (own.clone(), Some(own));
     child.kill().unwrap();
     child.wait().unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
